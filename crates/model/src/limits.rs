@@ -1,0 +1,111 @@
+//! Every limit of tombolo, with its unit and its source. A queue, wait, retry, list or body without a line here has none
+//! and is a defect.
+
+use std::time::Duration;
+
+// ---- requests to the APIs ----
+
+/// Largest API request body, in bytes. Source: Cloud Logging `entries.write`, 10 MB; every other method sends less.
+pub const API_BODY_BYTES_MAX: usize = 10 << 20;
+/// Open connections at the API door; more are answered 503 at once.
+pub const API_CONNECTIONS_MAX: usize = 4_096;
+/// A client that sends no complete request head within this is disconnected.
+pub const HEAD_READ_MAX: Duration = Duration::from_secs(20);
+/// `operations.wait` answers after this whatever the state. Source: Compute, "about two minutes".
+pub const OPERATION_WAIT_MAX: Duration = Duration::from_secs(120);
+/// Finished operations stay readable this long. Source: Compute, about 14 days.
+pub const OPERATION_KEEP: Duration = Duration::from_secs(14 * 86_400);
+/// A mutation that packets do not obey within this ends as a failed operation.
+pub const OPERATION_DEADLINE: Duration = Duration::from_secs(300);
+/// Page sizes. Source: Compute `maxResults` 0..=500; Logging `pageSize` up to 1000.
+pub const COMPUTE_PAGE_MAX: usize = 500;
+pub const LOGGING_PAGE_MAX: usize = 1_000;
+/// Minted TLS leaves kept at the door; the oldest goes first.
+pub const DOOR_LEAVES_MAX: usize = 256;
+
+// ---- VPC and Private Service Connect ----
+
+/// Source: VPC "MTU", default.
+pub const VPC_MTU_DEFAULT: u16 = 1_460;
+/// Shortest prefix lengths a subnet may have: /29 ordinary and PSC NAT, /26 proxy-only; longest block /4.
+pub const SUBNET_PREFIX_BITS_MAX: u8 = 29;
+pub const SUBNET_PREFIX_BITS_MIN: u8 = 4;
+pub const PROXY_SUBNET_PREFIX_BITS_MAX: u8 = 26;
+/// Tracked connections per VPC: one tenant may not fill the table that all share.
+pub const VPC_CONNECTIONS_MAX: u32 = 32_768;
+/// Established TCP through Private Service Connect may idle this long. Source: PSC, 20 minutes, fixed.
+pub const PSC_IDLE: Duration = Duration::from_secs(1_200);
+/// Half-open, closing and UDP state of a PSC connection. Source: PSC, 30 s.
+pub const PSC_TRANSITORY: Duration = Duration::from_secs(30);
+/// A released NAT address is not handed out again before this: replies to its last tenant may still be on their way.
+/// Source: PSC "tuple reuse delay", 2 minutes.
+pub const PSC_NAT_QUARANTINE: Duration = Duration::from_secs(120);
+/// Source: serviceAttachments `consumerAcceptLists`, `consumerRejectLists`.
+pub const PSC_ACCEPT_ENTRIES_MAX: usize = 5_000;
+pub const PSC_REJECT_ENTRIES_MAX: usize = 64;
+
+// ---- serving ----
+
+/// Source: Cloud Run request timeout, default and bounds, in seconds.
+pub const RUN_TIMEOUT_S_DEFAULT: u32 = 300;
+pub const RUN_TIMEOUT_S_MAX: u32 = 3_600;
+/// Source: Cloud Run concurrency.
+pub const RUN_CONCURRENCY_DEFAULT: u32 = 80;
+pub const RUN_CONCURRENCY_MAX: u32 = 1_000;
+/// Source: Cloud Run, default maximum of instances for new projects.
+pub const RUN_INSTANCES_MAX_DEFAULT: u32 = 20;
+/// Source: Cloud Run default startup probe, 240 s.
+pub const RUN_STARTUP_MAX: Duration = Duration::from_secs(240);
+/// An instance without requests is kept this long. Source: Cloud Run, up to 15 minutes.
+pub const RUN_IDLE_KEEP: Duration = Duration::from_secs(900);
+/// Between SIGTERM and SIGKILL. Source: Cloud Run container contract, 10 s.
+pub const RUN_STOP_GRACE: Duration = Duration::from_secs(10);
+/// A request waits for an instance at least this long before 429. Source: Cloud Run, 10 s or 3.5 start-up times.
+pub const RUN_QUEUE_WAIT_MIN: Duration = Duration::from_secs(10);
+/// Requests waiting for an instance, per revision; more get 429 at once.
+pub const RUN_QUEUE_MAX: usize = 1_000;
+/// Largest HTTP/1 request body to a service, in bytes. Source: Cloud Run, 32 MiB.
+pub const RUN_BODY_BYTES_MAX: u64 = 32 << 20;
+/// Total request header bytes at the load balancer. Source: internal ALB, about 60 KiB.
+pub const LB_HEADER_BYTES_MAX: usize = 60 << 10;
+pub const LB_HEADERS_MAX: usize = 100;
+/// Client keep-alive of the proxy. Source: `httpKeepAliveTimeoutSec`, default.
+pub const LB_KEEPALIVE_DEFAULT: Duration = Duration::from_secs(610);
+/// Client connections the proxy holds at most; below the process's limit of open files, see `doctor`.
+pub const LB_CONNECTIONS_MAX: usize = 12_000;
+/// Verified invoker tokens remembered.
+pub const TOKEN_CACHE_MAX: usize = 4_096;
+
+// ---- identity ----
+
+/// Source: access and ID tokens, 3600 s.
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
+/// Clock skew a verifier forgives.
+pub const TOKEN_SKEW: Duration = Duration::from_secs(10);
+/// The metadata server never hands out a token with less than this left. Source: metadata server, about 5 minutes.
+pub const METADATA_TOKEN_LEFT_MIN: Duration = Duration::from_secs(300);
+/// Signing keys: a new one every two weeks, the old ones published until their last token has expired.
+pub const SIGNING_KEY_LIFE: Duration = Duration::from_secs(14 * 86_400);
+/// Members in one policy. Source: IAM, 1500.
+pub const POLICY_MEMBERS_MAX: usize = 1_500;
+
+// ---- logs ----
+
+/// Characters of a log filter. Source: Logging, 20 000.
+pub const FILTER_CHARS_MAX: usize = 20_000;
+/// Bytes of logs kept on disk per cloud; the oldest segment goes first.
+pub const LOG_DISK_BYTES_MAX: u64 = 256 << 20;
+/// Records waiting to be written; more are dropped and the drop is recorded.
+pub const LOG_QUEUE_MAX: usize = 65_536;
+
+// ---- sandboxes ----
+
+/// Processes and threads of one sandbox.
+pub const SANDBOX_PIDS_MAX: u32 = 1_024;
+/// A sandbox's captured output kept on the machine, in bytes.
+pub const SANDBOX_OUTPUT_BYTES_MAX: u64 = 1 << 20;
+/// Uids of one sandbox.
+pub const SANDBOX_UIDS: u32 = 65_536;
+/// Unpacked size of one image, in bytes, and entries in it: a stranger's archive may not fill the disk.
+pub const IMAGE_BYTES_MAX: u64 = 8 << 30;
+pub const IMAGE_ENTRIES_MAX: u64 = 1_000_000;

@@ -1,0 +1,214 @@
+//! Plans for the kernel hands, cut into cells. A cell is one VPC router (with the proxy namespace behind it), the
+//! serverless fabric, or one workload; each has its own generation, so a change costs what it changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cidr::Cidr,
+    id::{EndpointId, Generation, ListenerId, NetworkId, WorkloadId},
+    record::{FlowGap, FlowRecord},
+    vpc::{Action, Direction, PortRange},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CellId {
+    Vpc(NetworkId),
+    Fabric,
+    Workload(WorkloadId),
+}
+
+impl fmt::Display for CellId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CellId::Vpc(n) => write!(f, "vpc {n}"),
+            CellId::Fabric => f.write_str("fabric"),
+            CellId::Workload(w) => write!(f, "workload {w}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum CellPlan {
+    Vpc(VpcPlan),
+    Fabric(FabricPlan),
+    Workload(SandboxPlan),
+}
+
+/// One VPC's router and, when it has a load balancer, the namespace in which the proxy's sockets live.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct VpcPlan {
+    pub mtu: u16,
+    /// Which address each VM's cable may speak from. The cable itself comes with the workload's cell.
+    pub ports: BTreeMap<WorkloadId, Ipv4Addr>,
+    /// In the order in which they are tried: priority, then deny before allow, then name. Implied rules excluded.
+    pub firewall: Vec<FirewallRule>,
+    /// Load balancer addresses of this VPC. Nothing else is routed into the proxy namespace.
+    pub vips: BTreeMap<ListenerId, Vip>,
+    /// Consumer side: endpoint addresses in this VPC.
+    pub endpoints: BTreeMap<EndpointId, ConsumerEndpoint>,
+    /// Producer side: endpoints of other VPCs that may pass into this one, all of them ACCEPTED.
+    pub published: BTreeMap<EndpointId, PublishedEndpoint>,
+    /// NAT addresses whose packets are dropped in both directions, tracked or not: their endpoint was cut off or is gone.
+    pub cut: BTreeSet<Ipv4Addr>,
+    /// Count flows and report them.
+    pub flow_logs: bool,
+    /// Seconds between two records of a living flow; the shortest interval any subnet asks for.
+    pub flow_interval_s: u32,
+    /// Idle limit of established PSC connections into this VPC, in seconds; [`crate::limits::PSC_IDLE`] outside tests.
+    pub psc_idle_s: u32,
+}
+
+/// A firewall rule with its tags resolved to addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FirewallRule {
+    /// Unique in the VPC; for people who read the kernel's tables.
+    pub name: String,
+    pub direction: Direction,
+    pub action: Action,
+    pub targets: Match,
+    /// Sources of an ingress rule, destinations of an egress rule.
+    pub peers: Match,
+    /// Destinations of an ingress rule; `Any` otherwise.
+    pub destinations: Match,
+    /// Empty means every protocol.
+    pub protocols: Vec<PlannedProtocol>,
+}
+
+/// An address condition. `In` of nothing matches nothing (a tag that no VM carries).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Match {
+    Any,
+    In(BTreeSet<Cidr>),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlannedProtocol {
+    /// IANA number.
+    pub protocol: u8,
+    /// Destination ports; empty means all.
+    pub ports: Vec<PortRange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    pub address: Ipv4Addr,
+    pub ports: PortRange,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerEndpoint {
+    pub address: Ipv4Addr,
+    /// The producer's VPC when the connection forwards. None: packets to the address vanish, without RST or ICMP.
+    pub producer: Option<NetworkId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedEndpoint {
+    pub consumer: NetworkId,
+    /// The address consumers dial; translated to `vip`.
+    pub address: Ipv4Addr,
+    /// The source that everything behind the endpoint gets in this VPC.
+    pub nat: Ipv4Addr,
+    pub vip: Ipv4Addr,
+    pub ports: PortRange,
+}
+
+/// The namespace between proxy and container instances. Its sources are IPv6: 96 bits say which VPC, 32 which client.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FabricPlan {
+    pub ports: BTreeMap<WorkloadId, FabricPort>,
+    /// /96 prefixes from which the proxy may dial.
+    pub sources: BTreeMap<NetworkId, Ipv6Addr>,
+    /// Sandboxes to keep parked (namespaces and cgroups made, nothing mounted), so that a cold start need not make them.
+    pub parked: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricPort {
+    pub v6: Ipv6Addr,
+    /// Link-local; the container's source towards the metadata server, and the way in for servers on 0.0.0.0.
+    pub v4: Ipv4Addr,
+}
+
+/// One VM or container instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxPlan {
+    /// A change starts the sandbox anew.
+    pub incarnation: u32,
+    pub attach: Attach,
+    pub rootfs: Rootfs,
+    pub process: Process,
+    pub hostname: String,
+    /// `/etc/resolv.conf`'s search list; the nameserver is always 169.254.169.254.
+    pub search: Vec<String>,
+    pub limits: SandboxLimits,
+    /// First host uid and gid of its 65536; no two living sandboxes share any.
+    pub uid_base: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Attach {
+    /// One interface `ens4` with `address`/32 and a default route by `gateway` (the subnet's first address).
+    Vpc { network: NetworkId, address: Ipv4Addr, gateway: Ipv4Addr, mtu: u16 },
+    /// One interface `eth0` with both addresses.
+    Fabric(FabricPort),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Rootfs {
+    /// A machine: a read-only, nosuid, nodev view of the host's /usr, a fresh /etc, /tmp, /home and /root.
+    HostView,
+    /// Layer digests (`sha256:…`), lowest first, unpacked under the state directory.
+    Layers(Vec<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Process {
+    /// A VM: an init that reaps, and whatever `exec` brings.
+    Init,
+    Run { argv: Vec<String>, env: Vec<(String, String)>, cwd: String, user: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxLimits {
+    pub cpu_millis: u32,
+    pub memory_bytes: u64,
+    pub pids: u32,
+}
+
+/// Control to host. Frames of JSON over the host's Unix socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToHost {
+    Apply { cell: CellId, generation: Generation, plan: Box<CellPlan> },
+    /// For a workload: SIGTERM, ten seconds, SIGKILL.
+    Remove { cell: CellId, generation: Generation },
+    /// All cells have been sent since the connection was made; what is in none of them goes.
+    Complete,
+}
+
+/// Host to control.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromHost {
+    /// First message: what this machine can enforce, for `doctor` and `status`.
+    Hello { facts: BTreeMap<String, String> },
+    /// The kernel now equals this generation of the cell (or never will, and why).
+    Observed { cell: CellId, generation: Generation, fault: Option<String> },
+    Sandbox { workload: WorkloadId, incarnation: u32, event: SandboxEvent },
+    Flows(Vec<FlowRecord>),
+    Gap(FlowGap),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SandboxEvent {
+    /// Its process has been started (it may not listen yet).
+    Started { pid: i32 },
+    /// It could not be started.
+    Failed { why: String },
+    Exited { code: Option<i32>, signal: Option<i32>, out_of_memory: bool, output_tail: String },
+}

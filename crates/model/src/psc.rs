@@ -1,0 +1,100 @@
+//! Private Service Connect: what a producer publishes, and the state of each consumer's connection to it.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{EndpointId, NetworkId, ResourceId},
+    name::{Link, ProjectId},
+    time::Timestamp,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Preference {
+    AcceptAutomatic,
+    AcceptManual,
+}
+
+/// Whom an accept or reject entry means. All entries of an attachment's two lists are of one form.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Consumer {
+    /// By id; a number in the request is translated at the door, and shown back as it was written.
+    Project { id: ProjectId, written: String },
+    /// By name, so that a network re-created under its name still matches.
+    Network(Link),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptEntry {
+    pub consumer: Consumer,
+    /// Endpoints (not connections) of this consumer that may be ACCEPTED at once.
+    pub limit: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceAttachment {
+    pub target: Link,
+    /// The rule was given by the deprecated `producerForwardingRule` too; both are shown back.
+    pub preference: Preference,
+    pub nat_subnets: Vec<Link>,
+    pub accept: Vec<AcceptEntry>,
+    pub reject: Vec<Consumer>,
+    /// List changes also reach connections that were decided before. Default false.
+    pub reconcile: bool,
+    pub description: Option<String>,
+}
+
+/// Source: `pscConnectionStatus` and `connectedEndpoints[].status`, which are always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ConnectionStatus {
+    Accepted,
+    Pending,
+    Rejected,
+    NeedsAttention,
+    Closed,
+}
+
+impl ConnectionStatus {
+    /// Whether packets pass. NEEDS_ATTENTION forwards only what had a NAT address before.
+    pub fn forwards(self, nat: Option<Ipv4Addr>) -> bool {
+        match self {
+            ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention => nat.is_some(),
+            ConnectionStatus::Pending | ConnectionStatus::Rejected | ConnectionStatus::Closed => false,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConnectionStatus::Accepted => "ACCEPTED",
+            ConnectionStatus::Pending => "PENDING",
+            ConnectionStatus::Rejected => "REJECTED",
+            ConnectionStatus::NeedsAttention => "NEEDS_ATTENTION",
+            ConnectionStatus::Closed => "CLOSED",
+        }
+    }
+}
+
+/// One consumer endpoint's connection, stored with the attachment it targets (and alone once that is CLOSED).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    pub endpoint: EndpointId,
+    /// The consumer's forwarding rule, by name.
+    pub rule: Link,
+    pub consumer_network: Link,
+    pub consumer_network_id: NetworkId,
+    /// `pscConnectionId`, shown to both sides.
+    pub connection_id: ResourceId,
+    pub status: ConnectionStatus,
+    pub nat: Option<Ipv4Addr>,
+    pub created: Timestamp,
+}
+
+/// A NAT address that was released and may not be used again yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quarantined {
+    pub address: Ipv4Addr,
+    pub until: Timestamp,
+}

@@ -1,0 +1,73 @@
+//! What happened: the records that the hands and the proxy emit. Sources know no log format; control turns these into
+//! the entries of the Logging API.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{ListenerId, NetworkId, WorkloadId},
+    run::{RevisionKey, ServiceKey},
+    time::Timestamp,
+};
+
+/// One HTTP request that reached a service (also when it was refused there).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestRecord {
+    pub service: ServiceKey,
+    /// None when no revision was picked.
+    pub revision: Option<RevisionKey>,
+    /// The instance that handled it; none for 401, 403, 429, …
+    pub instance: Option<WorkloadId>,
+    pub listener: Option<ListenerId>,
+    pub arrived: Timestamp,
+    pub latency_ns: u64,
+    pub method: String,
+    /// Scheme, host, path and query as the client wrote them.
+    pub url: String,
+    pub protocol: String,
+    pub status: u16,
+    /// Bytes including heads.
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub user_agent: Option<String>,
+    pub referer: Option<String>,
+    /// The client as the service's front end sees it: `fda3:…` with the NAT address in the low 32 bits behind a PSC
+    /// endpoint.
+    pub remote: IpAddr,
+    /// 32 hex digits and 16 hex digits.
+    pub trace: String,
+    pub span: String,
+    pub sampled: bool,
+    /// Why the platform, not the container, answered.
+    pub refusal: Option<String>,
+}
+
+/// One direction of one flow during one interval, as the router of a VPC counted it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    pub network: NetworkId,
+    pub protocol: u8,
+    pub src: Ipv4Addr,
+    pub dst: Ipv4Addr,
+    /// 0 where the protocol has none.
+    pub src_port: u16,
+    pub dst_port: u16,
+    /// Of this interval only. Bytes are payload: IP and TCP headers without options are taken off.
+    pub packets: u64,
+    pub bytes: u64,
+    pub first: Timestamp,
+    pub last: Timestamp,
+    /// The first record of the flow: sampling keeps it always.
+    pub opening: bool,
+    /// Which end of the flow this is: true when `src` opened it.
+    pub forward: bool,
+}
+
+/// Flow events were lost between these instants (the kernel's buffer overflowed); said in the log rather than hidden.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowGap {
+    pub network: Option<NetworkId>,
+    pub from: Timestamp,
+    pub to: Timestamp,
+}
