@@ -125,8 +125,9 @@ pub struct FabricPlan {
     pub ports: BTreeMap<WorkloadId, FabricPort>,
     /// /96 prefixes from which the proxy may dial.
     pub sources: BTreeMap<NetworkId, Ipv6Addr>,
-    /// Sandboxes to keep parked (namespaces and cgroups made, nothing mounted), so that a cold start need not make them.
-    pub parked: u32,
+    /// Sandboxes to keep parked (namespaces and cgroups made, nothing mounted), so that a cold start need not make them;
+    /// each by the `uid_base` with which a [`SandboxPlan`] later claims it.
+    pub parked: BTreeSet<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
