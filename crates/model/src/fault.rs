@@ -102,7 +102,11 @@ impl Fault {
 
     /// Compute's sentence about one bad field. `why` ends with a full stop, as Google's does.
     pub fn invalid_value(field: &str, value: &str, why: &str) -> Fault {
-        Fault::new(Code::InvalidArgument, "invalid", format!("Invalid value for field 'resource.{field}': '{value}'. {why}"))
+        Fault::new(
+            Code::InvalidArgument,
+            "invalid",
+            format!("Invalid value for field 'resource.{field}': '{value}'. {why}"),
+        )
     }
 
     pub fn required(field: &str) -> Fault {
@@ -136,7 +140,9 @@ impl Fault {
         Fault::new(
             Code::Unimplemented,
             "notImplemented",
-            format!("Field '{field}' is not supported by tombolo yet, and it would not be honest to accept it. See docs/compat.md."),
+            format!(
+                "Field '{field}' is not supported by tombolo yet, and it would not be honest to accept it. See docs/compat.md."
+            ),
         )
     }
 

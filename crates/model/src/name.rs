@@ -86,7 +86,9 @@ impl FromStr for Zone {
     /// A region's name, a hyphen and one letter.
     fn from_str(text: &str) -> Result<Self, NameError> {
         match text.rsplit_once('-') {
-            Some((region, letter)) if dns_label(region, 1, 61) && letter.len() == 1 && letter.as_bytes()[0].is_ascii_lowercase() => {
+            Some((region, letter))
+                if dns_label(region, 1, 61) && letter.len() == 1 && letter.as_bytes()[0].is_ascii_lowercase() =>
+            {
                 Ok(Zone(text.to_owned()))
             }
             _ => Err(NameError(text.to_owned())),
@@ -235,7 +237,14 @@ mod tests {
     #[test]
     fn what_is_no_reference_is_refused() {
         let home: ProjectId = "consumer-1".parse().unwrap();
-        for bad in ["", "s", "regions//subnetworks/s", "https://example.com/x", "projects/p/global/networks/n", "global/networks/"] {
+        for bad in [
+            "",
+            "s",
+            "regions//subnetworks/s",
+            "https://example.com/x",
+            "projects/p/global/networks/n",
+            "global/networks/",
+        ] {
             assert!(Link::parse(bad, &home).is_err(), "{bad:?}");
         }
     }

@@ -133,7 +133,14 @@ pub enum ProbeCheck {
 impl Probe {
     /// One TCP probe that may take all of 240 s. Source: Cloud Run, default startup probe.
     pub fn default_for(port: u16) -> Probe {
-        Probe { check: ProbeCheck::Tcp { port }, initial_delay_s: 0, timeout_s: 240, period_s: 240, failure_threshold: 1, is_default: true }
+        Probe {
+            check: ProbeCheck::Tcp { port },
+            initial_delay_s: 0,
+            timeout_s: 240,
+            period_s: 240,
+            failure_threshold: 1,
+            is_default: true,
+        }
     }
 }
 
@@ -155,9 +162,15 @@ pub struct Revision {
 pub enum RevisionState {
     /// Its first instance has not passed the startup probe yet.
     Deploying,
-    Ready { since: Timestamp },
+    Ready {
+        since: Timestamp,
+    },
     /// `reason` is a condition reason such as `HealthCheckContainerError`.
-    Failed { since: Timestamp, reason: String, message: String },
+    Failed {
+        since: Timestamp,
+        reason: String,
+        message: String,
+    },
 }
 
 /// Accepted audiences of a service, exact strings.

@@ -137,7 +137,10 @@ pub enum ToProxy {
     Set(EdgeItem),
     Unset(EdgeKey),
     /// Close every client connection of this VPC that comes from this address (a NAT address that lost its endpoint).
-    CloseClients { network: NetworkId, peer: Ipv4Addr },
+    CloseClients {
+        network: NetworkId,
+        peer: Ipv4Addr,
+    },
     /// Answer [`FromProxy::Applied`] with this number once everything before it holds for the next request.
     Mark(u64),
     /// Everything was sent since the connection was made; forget items not set since then.
@@ -149,23 +152,48 @@ pub enum ToProxy {
 pub enum FromProxy {
     Applied(u64),
     /// Requests that wait or run, sent when something waits without room and when numbers change, at most every 50 ms.
-    Demand { revision: RevisionKey, waiting: u32, in_flight: u32 },
-    Probed { instance: WorkloadId, revision: RevisionKey, outcome: ProbeOutcome },
+    Demand {
+        revision: RevisionKey,
+        waiting: u32,
+        in_flight: u32,
+    },
+    Probed {
+        instance: WorkloadId,
+        revision: RevisionKey,
+        outcome: ProbeOutcome,
+    },
     /// The instance is idle and has been for this long; sent when a second or more has passed since the last word.
-    Idle { instance: WorkloadId, revision: RevisionKey, idle_ms: u64 },
-    Drained { instance: WorkloadId },
+    Idle {
+        instance: WorkloadId,
+        revision: RevisionKey,
+        idle_ms: u64,
+    },
+    Drained {
+        instance: WorkloadId,
+    },
     /// The instance closed the connection or answered garbage.
-    Broken { instance: WorkloadId, revision: RevisionKey },
+    Broken {
+        instance: WorkloadId,
+        revision: RevisionKey,
+    },
     Requests(Vec<RequestRecord>),
     /// Request records that did not fit into the queue.
-    Lost { records: u64 },
+    Lost {
+        records: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeOutcome {
-    Ready { over_v6: bool, took_ms: u64 },
+    Ready {
+        over_v6: bool,
+        took_ms: u64,
+    },
     /// The revision's probe failed its last allowed time.
-    Failed { attempts: u32, why: String },
+    Failed {
+        attempts: u32,
+        why: String,
+    },
 }
 
 /// Host to proxy: a frame with the listening socket beside it.

@@ -1,11 +1,7 @@
 //! Plans for the server at 169.254.169.254: metadata, tokens and DNS. It holds no key; it asks control to mint for the
 //! workload that is behind an interface, and can name no other.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -110,8 +106,13 @@ pub enum FromGuest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Want {
     /// No scopes means those of the workload.
-    AccessToken { scopes: Vec<String> },
-    IdToken { audience: String, full: bool },
+    AccessToken {
+        scopes: Vec<String>,
+    },
+    IdToken {
+        audience: String,
+        full: bool,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

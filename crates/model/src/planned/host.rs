@@ -173,7 +173,12 @@ pub enum Rootfs {
 pub enum Process {
     /// A VM: an init that reaps, and whatever `exec` brings.
     Init,
-    Run { argv: Vec<String>, env: Vec<(String, String)>, cwd: String, user: String },
+    Run {
+        argv: Vec<String>,
+        env: Vec<(String, String)>,
+        cwd: String,
+        user: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,9 +191,16 @@ pub struct SandboxLimits {
 /// Control to host. Frames of JSON over the host's Unix socket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToHost {
-    Apply { cell: CellId, generation: Generation, plan: Box<CellPlan> },
+    Apply {
+        cell: CellId,
+        generation: Generation,
+        plan: Box<CellPlan>,
+    },
     /// For a workload: SIGTERM, ten seconds, SIGKILL.
-    Remove { cell: CellId, generation: Generation },
+    Remove {
+        cell: CellId,
+        generation: Generation,
+    },
     /// All cells have been sent since the connection was made; what is in none of them goes.
     Complete,
 }
@@ -197,10 +209,20 @@ pub enum ToHost {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromHost {
     /// First message: what this machine can enforce, for `doctor` and `status`.
-    Hello { facts: BTreeMap<String, String> },
+    Hello {
+        facts: BTreeMap<String, String>,
+    },
     /// The kernel now equals this generation of the cell (or never will, and why).
-    Observed { cell: CellId, generation: Generation, fault: Option<String> },
-    Sandbox { workload: WorkloadId, incarnation: u32, event: SandboxEvent },
+    Observed {
+        cell: CellId,
+        generation: Generation,
+        fault: Option<String>,
+    },
+    Sandbox {
+        workload: WorkloadId,
+        incarnation: u32,
+        event: SandboxEvent,
+    },
     Flows(Vec<FlowRecord>),
     Gap(FlowGap),
 }
@@ -208,8 +230,17 @@ pub enum FromHost {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum SandboxEvent {
     /// Its process has been started (it may not listen yet).
-    Started { pid: i32 },
+    Started {
+        pid: i32,
+    },
     /// It could not be started.
-    Failed { why: String },
-    Exited { code: Option<i32>, signal: Option<i32>, out_of_memory: bool, output_tail: String },
+    Failed {
+        why: String,
+    },
+    Exited {
+        code: Option<i32>,
+        signal: Option<i32>,
+        out_of_memory: bool,
+        output_tail: String,
+    },
 }
