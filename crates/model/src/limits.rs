@@ -73,6 +73,25 @@ pub const LB_HEADERS_MAX: usize = 100;
 pub const LB_KEEPALIVE_DEFAULT: Duration = Duration::from_secs(610);
 /// Client connections the proxy holds at most; below the process's limit of open files, see `doctor`.
 pub const LB_CONNECTIONS_MAX: usize = 12_000;
+/// A connect to an instance that does not succeed within this has failed: the fabric is on this machine.
+pub const UPSTREAM_CONNECT_MAX: Duration = Duration::from_secs(5);
+/// One connect of a startup probe; a lost SYN is tried again at once instead of after TCP's first second.
+pub const PROBE_CONNECT_MAX: Duration = Duration::from_millis(50);
+/// Between two connects of one startup probe: from this, doubling, to that.
+pub const PROBE_RETRY_MIN: Duration = Duration::from_millis(1);
+pub const PROBE_RETRY_MAX: Duration = Duration::from_millis(20);
+/// Idle connections kept to an instance are closed after this. Source: ALB, backend keep-alive, 600 s.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(600);
+/// `FromProxy::Demand` of one revision is sent at most once in this time.
+pub const DEMAND_INTERVAL: Duration = Duration::from_millis(50);
+/// Request records wait this long for company before they go to control.
+pub const RECORD_BATCH_WAIT: Duration = Duration::from_millis(20);
+/// Request records in one frame.
+pub const RECORD_BATCH_MAX: usize = 256;
+/// Reports to control that may wait while it does not read; repeatable ones are skipped above.
+pub const REPORT_QUEUE_MAX: usize = 1_024;
+/// The first line of a connection from the door, in bytes.
+pub const OUTSIDE_LINE_BYTES_MAX: usize = 1_024;
 /// Verified invoker tokens remembered.
 pub const TOKEN_CACHE_MAX: usize = 4_096;
 
@@ -82,12 +101,40 @@ pub const TOKEN_CACHE_MAX: usize = 4_096;
 pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
 /// Clock skew a verifier forgives.
 pub const TOKEN_SKEW: Duration = Duration::from_secs(10);
+/// Longest signed token that is looked at, in bytes.
+pub const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// Longest access token. Source: OAuth, 2048 bytes.
+pub const ACCESS_TOKEN_BYTES_MAX: usize = 2_048;
+/// What a service account's key signs may be valid this long at most, and its issuer's clock may be this wrong.
+/// Source: token endpoint, "a short-lived token (60 minutes) and in a reasonable timeframe".
+pub const ASSERTION_LIFETIME_MAX: Duration = Duration::from_secs(3_600);
+pub const ASSERTION_SKEW: Duration = Duration::from_secs(600);
 /// The metadata server never hands out a token with less than this left. Source: metadata server, about 5 minutes.
 pub const METADATA_TOKEN_LEFT_MIN: Duration = Duration::from_secs(300);
 /// Signing keys: a new one every two weeks, the old ones published until their last token has expired.
 pub const SIGNING_KEY_LIFE: Duration = Duration::from_secs(14 * 86_400);
+/// A signing key is published this long before its first use, so that verifiers with a cached key set know it.
+pub const SIGNING_KEY_PUBLISHED_AHEAD: Duration = Duration::from_secs(86_400);
 /// Members in one policy. Source: IAM, 1500.
 pub const POLICY_MEMBERS_MAX: usize = 1_500;
+
+// ---- store ----
+
+/// Transactions waiting to be made durable; more are refused at once.
+pub const STORE_QUEUE_MAX: usize = 1_024;
+/// Transactions made durable by one write to the disk.
+pub const STORE_GROUP_MAX: usize = 256;
+/// Compares, puts and deletes of one transaction, each. etcd's default is 128; a cluster is started with
+/// `--max-txn-ops` of at least this.
+pub const STORE_TXN_OPS_MAX: usize = 512;
+/// Bytes of the keys and values that one transaction writes. Source: etcd, request size, 1.5 MiB.
+pub const STORE_TXN_BYTES_MAX: usize = 1_536 << 10;
+/// Bytes of one key.
+pub const STORE_KEY_BYTES_MAX: usize = 1_024;
+/// Events kept for watchers that are behind; one that is further behind lists again.
+pub const STORE_HISTORY_MAX: usize = 4_096;
+/// Bytes of pages the store's file may keep in memory.
+pub const STORE_CACHE_BYTES: usize = 4 << 20;
 
 // ---- logs ----
 
