@@ -1,1 +1,15 @@
-//! placeholder
+//! Verbs and plans: the only writer of the store, the only holder of keys.
+//!
+//! Start with [`ops`] (the whole life of a write), then [`world`] (what is known), [`plan`] (what the machine should
+//! be, a pure function of the world) and [`driver`] (the loop that makes it so and says when it is).
+//!
+//! Refuses to know: HTTP and wire formats (`api`), the kernel (`host`), bytes of workloads (`proxy`, `guest`).
+
+pub mod kind;
+pub mod kinds;
+pub mod operation;
+pub mod ops;
+pub mod plan;
+pub mod psc;
+pub mod random;
+pub mod world;

@@ -1,0 +1,665 @@
+//! One pipeline for every write: authorize, check, resolve, admit, commit.
+//!
+//! A commit is all or nothing and durable when it returns; the world follows it, then whoever plans is told what was
+//! touched. All writers, also in other processes, are put in order by one key that every commit compares and replaces.
+
+use std::{
+    sync::{Arc, Mutex, RwLock, RwLockReadGuard},
+};
+
+use identity::{
+    keys::StoredKey,
+    policy::{self, Decision},
+};
+use model::{
+    fault::{Code, Fault},
+    iam::{Policy, Principal, ServiceAccount},
+    id::{EndpointId, NetworkId, ResourceId, WorkloadId},
+    name::Link,
+    project::Project,
+    psc::Quarantined,
+    run::{Revision, RevisionKey, ServiceKey},
+    time::Timestamp,
+};
+use store::{Compare, Kv, Outcome, StoreError};
+use tokio::sync::Notify;
+
+use crate::{
+    accounts::AccountKey,
+    kind::{Kind, Need, Object, Record},
+    operation::{Operation, OperationState},
+    random,
+    run::RunOperation,
+    tokens::Secrets,
+    world::{ImageRecord, PscConnection, SeatRecord, ServiceRecord, World},
+};
+
+/// How often a commit is tried again when another writer was faster.
+const COMMIT_TRIES: u32 = 16;
+/// The key that puts all writers in order.
+const HEAD: &str = "head";
+
+/// Tells the time. Handed in, so that tests own it.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// One change of the stored state. The variants are the key layout: each has one key, and no other code writes keys.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    Object(Box<Object>),
+    NoObject(Link),
+    Connection(Box<PscConnection>),
+    NoConnection(EndpointId),
+    Quarantine(NetworkId, Quarantined),
+    NoQuarantine(NetworkId, std::net::Ipv4Addr),
+    Project(Box<Project>),
+    NoProject(model::name::ProjectId),
+    Service(Box<ServiceRecord>),
+    NoService(ServiceKey),
+    Revision(Box<Revision>),
+    NoRevision(RevisionKey),
+    Seat(Box<SeatRecord>),
+    NoSeat(WorkloadId),
+    Image(Box<ImageRecord>),
+    Policy(String, Policy),
+    NoPolicy(String),
+    Account(Box<ServiceAccount>),
+    NoAccount(String),
+    Operation(Box<Operation>),
+    NoOperation(String),
+    RunOperation(Box<RunOperation>),
+    NoRunOperation(String),
+    /// The public half of a key that a service account's owner holds.
+    AccountKey(Box<AccountKey>),
+    NoAccountKey {
+        email: String,
+        kid: String,
+    },
+    /// Private: what control signs and seals with. Never leaves it.
+    Secrets(Box<Secrets>),
+    /// Private: the key with which control signs in an account's name (`signJwt`, `signBlob`), by e-mail address.
+    SystemKey(String, StoredKey),
+    NoSystemKey(String),
+    /// A credential that was taken back before its time, by its digest, until it would have expired.
+    Revoked(String, Timestamp),
+    NoRevoked(String),
+}
+
+impl Change {
+    fn key(&self) -> String {
+        match self {
+            Change::Object(o) => format!("object/{}", o.link()),
+            Change::NoObject(link) => format!("object/{link}"),
+            Change::Connection(c) => format!("connection/{}", c.connection.endpoint),
+            Change::NoConnection(id) => format!("connection/{id}"),
+            Change::Quarantine(network, q) => format!("quarantine/{network}/{}", q.address),
+            Change::NoQuarantine(network, address) => format!("quarantine/{network}/{address}"),
+            Change::Project(p) => format!("project/{}", p.id),
+            Change::NoProject(id) => format!("project/{id}"),
+            Change::Service(s) => format!("service/{}", s.key),
+            Change::NoService(key) => format!("service/{key}"),
+            Change::Revision(r) => format!("revision/{}", r.key),
+            Change::NoRevision(key) => format!("revision/{key}"),
+            Change::Seat(s) => format!("seat/{}", s.workload),
+            Change::NoSeat(id) => format!("seat/{id}"),
+            Change::Image(i) => format!("image/{}", i.name),
+            Change::Policy(name, _) | Change::NoPolicy(name) => format!("policy/{name}"),
+            Change::Account(a) => format!("account/{}", a.email),
+            Change::NoAccount(email) => format!("account/{email}"),
+            Change::Operation(o) => format!("operation/{}", o.name),
+            Change::NoOperation(name) => format!("operation/{name}"),
+            Change::RunOperation(o) => format!("run-operation/{}", o.id),
+            Change::NoRunOperation(id) => format!("run-operation/{id}"),
+            Change::AccountKey(k) => format!("account-key/{}/{}", k.email, k.public.kid),
+            Change::NoAccountKey { email, kid } => format!("account-key/{email}/{kid}"),
+            Change::Secrets(_) => "secret/cloud".to_owned(),
+            Change::SystemKey(email, _) | Change::NoSystemKey(email) => format!("system-key/{email}"),
+            Change::Revoked(digest, _) | Change::NoRevoked(digest) => format!("revoked/{digest}"),
+        }
+    }
+
+    /// The stored value; None deletes the key.
+    fn value(&self) -> Option<Vec<u8>> {
+        fn json<T: serde::Serialize>(value: &T) -> Option<Vec<u8>> {
+            Some(serde_json::to_vec(value).expect("stored types have string keys and no failing serializer"))
+        }
+        match self {
+            Change::Object(v) => json(v),
+            Change::Connection(v) => json(v),
+            Change::Quarantine(network, v) => json(&(network, v)),
+            Change::Project(v) => json(v),
+            Change::Service(v) => json(v),
+            Change::Revision(v) => json(v),
+            Change::Seat(v) => json(v),
+            Change::Image(v) => json(v),
+            Change::Policy(name, v) => json(&(name, v)),
+            Change::Account(v) => json(v),
+            Change::Operation(v) => json(v),
+            Change::RunOperation(v) => json(v),
+            Change::AccountKey(v) => json(v),
+            Change::Secrets(v) => json(v),
+            Change::SystemKey(email, key) => json(&(email, key)),
+            Change::Revoked(digest, until) => json(&(digest, until)),
+            Change::NoObject(_)
+            | Change::NoConnection(_)
+            | Change::NoQuarantine(..)
+            | Change::NoProject(_)
+            | Change::NoService(_)
+            | Change::NoRevision(_)
+            | Change::NoSeat(_)
+            | Change::NoPolicy(_)
+            | Change::NoAccount(_)
+            | Change::NoOperation(_)
+            | Change::NoRunOperation(_)
+            | Change::NoAccountKey { .. }
+            | Change::NoSystemKey(_)
+            | Change::NoRevoked(_) => None,
+        }
+    }
+
+    /// Reads back what [`Change::key`] and [`Change::value`] wrote. None: not one of our keys.
+    fn parse(key: &str, value: &[u8]) -> Result<Option<Change>, serde_json::Error> {
+        let from = serde_json::from_slice;
+        Ok(Some(match key.split_once('/').map_or(key, |(area, _)| area) {
+            "object" => Change::Object(serde_json::from_slice(value)?),
+            "connection" => Change::Connection(serde_json::from_slice(value)?),
+            "quarantine" => {
+                let (network, q) = serde_json::from_slice(value)?;
+                Change::Quarantine(network, q)
+            }
+            "project" => Change::Project(serde_json::from_slice(value)?),
+            "service" => Change::Service(serde_json::from_slice(value)?),
+            "revision" => Change::Revision(serde_json::from_slice(value)?),
+            "seat" => Change::Seat(serde_json::from_slice(value)?),
+            "image" => Change::Image(serde_json::from_slice(value)?),
+            "policy" => {
+                let (name, policy) = from(value)?;
+                Change::Policy(name, policy)
+            }
+            "account" => Change::Account(serde_json::from_slice(value)?),
+            "operation" => Change::Operation(serde_json::from_slice(value)?),
+            "run-operation" => Change::RunOperation(serde_json::from_slice(value)?),
+            "account-key" => Change::AccountKey(serde_json::from_slice(value)?),
+            "secret" => Change::Secrets(serde_json::from_slice(value)?),
+            "system-key" => {
+                let (email, key) = serde_json::from_slice(value)?;
+                Change::SystemKey(email, key)
+            }
+            "revoked" => {
+                let (digest, until) = serde_json::from_slice(value)?;
+                Change::Revoked(digest, until)
+            }
+            _ => return Ok(None),
+        }))
+    }
+
+    fn apply(self, world: &mut World) {
+        match self {
+            Change::Object(o) => world.put_object(*o),
+            Change::NoObject(link) => world.remove_object(&link),
+            Change::Connection(c) => {
+                world.connections.insert(c.connection.endpoint, *c);
+            }
+            Change::NoConnection(id) => {
+                world.connections.remove(&id);
+            }
+            Change::Quarantine(network, q) => {
+                world.quarantine.insert((network, q.address), q);
+            }
+            Change::NoQuarantine(network, address) => {
+                world.quarantine.remove(&(network, address));
+            }
+            Change::Project(p) => world.put_project(*p),
+            Change::NoProject(id) => world.remove_project(&id),
+            Change::Service(s) => {
+                world.services.insert(s.key.clone(), *s);
+            }
+            Change::NoService(key) => {
+                world.services.remove(&key);
+            }
+            Change::Revision(r) => {
+                world.revisions.insert(r.key.clone(), *r);
+            }
+            Change::NoRevision(key) => {
+                world.revisions.remove(&key);
+            }
+            Change::Seat(s) => {
+                world.seats.insert(s.workload.clone(), *s);
+            }
+            Change::NoSeat(id) => {
+                world.seats.remove(&id);
+            }
+            Change::Image(i) => {
+                world.images.insert(i.name.clone(), *i);
+            }
+            Change::Policy(name, policy) => {
+                world.policies.insert(name, policy);
+            }
+            Change::NoPolicy(name) => {
+                world.policies.remove(&name);
+            }
+            Change::Account(a) => {
+                world.accounts.insert(a.email.clone(), *a);
+            }
+            Change::NoAccount(email) => {
+                world.accounts.remove(&email);
+            }
+            Change::Operation(o) => {
+                world.operations.insert(o.name.clone(), *o);
+            }
+            Change::NoOperation(name) => {
+                world.operations.remove(&name);
+            }
+            Change::RunOperation(o) => {
+                world.run_operations.insert(o.id.clone(), *o);
+            }
+            Change::NoRunOperation(id) => {
+                world.run_operations.remove(&id);
+            }
+            Change::AccountKey(k) => {
+                world.account_keys.insert((k.email.clone(), k.public.kid.clone()), *k);
+            }
+            Change::NoAccountKey { email, kid } => {
+                world.account_keys.remove(&(email, kid));
+            }
+            Change::Secrets(s) => world.secrets = Some(*s),
+            Change::SystemKey(email, key) => {
+                world.system_keys.insert(email, key);
+            }
+            Change::NoSystemKey(email) => {
+                world.system_keys.remove(&email);
+            }
+            Change::Revoked(digest, until) => {
+                world.revoked.insert(digest, until);
+            }
+            Change::NoRevoked(digest) => {
+                world.revoked.remove(&digest);
+            }
+        }
+    }
+}
+
+/// What one commit will do. A later change of the same key replaces an earlier one.
+pub struct Txn {
+    pub now: Timestamp,
+    changes: Vec<Change>,
+}
+
+impl Txn {
+    pub fn push(&mut self, change: Change) {
+        let key = change.key();
+        self.changes.retain(|c| c.key() != key);
+        self.changes.push(change);
+    }
+
+    pub fn put<K: Kind>(&mut self, record: Record<K>) {
+        self.push(Change::Object(Box::new(K::wrap(record))));
+    }
+
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+}
+
+/// Who asks, as the door established it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caller {
+    pub principal: Principal,
+    /// OAuth scopes of the credential; empty means all (the operator's own token).
+    pub scopes: Vec<String>,
+}
+
+/// The right to do something, made only by [`Control::authorize`].
+pub struct Authorized(());
+
+/// A resource that a caller wants to exist.
+pub struct Draft<K> {
+    pub link: Link,
+    pub labels: std::collections::BTreeMap<String, String>,
+    pub spec: K,
+    pub inert: serde_json::Map<String, serde_json::Value>,
+    /// `insert`, or a verb of its own such as `createRegionPscForwardingRule`.
+    pub verb: &'static str,
+    pub request_id: Option<String>,
+}
+
+pub struct Control {
+    store: Arc<dyn Kv>,
+    clock: Clock,
+    world: RwLock<World>,
+    /// Held over a whole commit, so that the world it was decided on is the one it changes.
+    writer: Mutex<Head>,
+    touched: Mutex<Vec<Change>>,
+    /// Rings after every commit.
+    pub changed: Notify,
+    /// Rings when operations finish.
+    pub finished: Notify,
+}
+
+struct Head {
+    mod_revision: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot read the store")]
+    Store(#[from] StoreError),
+    #[error("the stored value of {key} does not parse")]
+    Value { key: String, source: serde_json::Error },
+}
+
+impl Control {
+    pub fn open(store: Arc<dyn Kv>, clock: Clock) -> Result<Control, OpenError> {
+        let (world, head) = load(&*store)?;
+        Ok(Control {
+            store,
+            clock,
+            world: RwLock::new(world),
+            writer: Mutex::new(head),
+            touched: Mutex::new(Vec::new()),
+            changed: Notify::new(),
+            finished: Notify::new(),
+        })
+    }
+
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    pub fn read(&self) -> RwLockReadGuard<'_, World> {
+        self.world.read().expect("no writer of the world panics between its changes")
+    }
+
+    /// The changes committed since the last call; for the driver, which is the only one to call it.
+    pub fn take_touched(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.touched.lock().expect("the list of changes is only pushed and taken"))
+    }
+
+    /// Decides on the world as it is and commits the decision. `decide` may run more than once and must have no effect
+    /// but on the transaction. Returns its answer and the revision.
+    pub fn commit<T>(&self, decide: impl Fn(&World, &mut Txn) -> Result<T, Fault>) -> Result<(T, u64), Fault> {
+        let mut head = self.writer.lock().expect("a commit does not panic while it holds the writer's lock");
+        for _ in 0..COMMIT_TRIES {
+            let mut txn = Txn { now: self.now(), changes: Vec::new() };
+            let answer = decide(&self.read(), &mut txn)?;
+            if txn.changes.is_empty() {
+                return Ok((answer, self.read().revision));
+            }
+            let mut write = store::Txn {
+                compares: vec![Compare { key: HEAD.to_owned(), mod_revision: head.mod_revision }],
+                puts: vec![(HEAD.to_owned(), Vec::new())],
+                deletes: Vec::new(),
+            };
+            for change in &txn.changes {
+                match change.value() {
+                    Some(value) => write.puts.push((change.key(), value)),
+                    None => write.deletes.push(change.key()),
+                }
+            }
+            match self.store.commit(write) {
+                Ok(Outcome::Committed { revision }) => {
+                    head.mod_revision = revision;
+                    self.follow(revision, txn.changes);
+                    return Ok((answer, revision));
+                }
+                Ok(Outcome::Conflict { .. }) => self.reload(&mut head)?,
+                Err(StoreError::Full) => {
+                    return Err(Fault::unavailable("The disk is full. Nothing was changed; free some space and try again."));
+                }
+                Err(error) => {
+                    eprintln!("control: cannot commit: {error}");
+                    return Err(Fault::unavailable("The store cannot be written. Nothing was changed."));
+                }
+            }
+        }
+        Err(Fault::new(Code::Aborted, "conflict", "Too many concurrent changes. Try again."))
+    }
+
+    fn follow(&self, revision: u64, changes: Vec<Change>) {
+        {
+            let mut world = self.world.write().expect("no writer of the world panics between its changes");
+            for change in changes.iter().cloned() {
+                change.apply(&mut world);
+            }
+            world.revision = revision;
+        }
+        self.touched.lock().expect("the list of changes is only pushed and taken").extend(changes);
+        self.changed.notify_one();
+    }
+
+    /// Another process wrote: read everything again.
+    fn reload(&self, head: &mut Head) -> Result<(), Fault> {
+        let (world, new_head) = load(&*self.store).map_err(|error| {
+            eprintln!("control: cannot read the store: {error}");
+            Fault::unavailable("The store cannot be read.")
+        })?;
+        *self.world.write().expect("no writer of the world panics between its changes") = world;
+        *head = new_head;
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Checks all `needs`, in order; the error names the first that is missing.
+    pub fn authorize(&self, world: &World, caller: &Caller, needs: &[Need]) -> Result<Authorized, Need> {
+        for need in needs {
+            let chain = policy_chain(world, &need.resource);
+            let who = policy::Caller::Principal(caller.principal.clone());
+            match policy::decide(&chain, &who, need.permission) {
+                Decision::Allowed { .. } => {}
+                Decision::Denied => return Err(need.clone()),
+            }
+        }
+        Ok(Authorized(()))
+    }
+
+    /// [`Control::authorize`] with Compute's refusal.
+    pub fn authorize_compute(&self, world: &World, caller: &Caller, needs: &[Need]) -> Result<Authorized, Fault> {
+        self.authorize(world, caller, needs).map_err(|need| {
+            Fault::new(
+                Code::PermissionDenied,
+                "forbidden",
+                format!("Required '{}' permission for '{}'", need.permission, need.resource),
+            )
+        })
+    }
+
+    /// Creates a resource. The operation is done when packets obey it.
+    pub fn insert<K: Kind>(&self, caller: &Caller, draft: Draft<K>) -> Result<Operation, Fault> {
+        if let Some(earlier) = self.repeated(caller, draft.request_id.as_deref()) {
+            return Ok(earlier);
+        }
+        self.authorize_compute(&self.read(), caller, &draft.spec.needs_to_create(&draft.link))?;
+        draft.spec.check(None)?;
+        let (operation, _) = self.commit(|world, txn| {
+            if world.objects.contains_key(&draft.link) {
+                return Err(Fault::already_exists(&draft.link));
+            }
+            let mut record = Record {
+                id: ResourceId(random::resource_id()),
+                link: draft.link.clone(),
+                created: txn.now,
+                generation: 1,
+                labels: draft.labels.clone(),
+                label_generation: 1,
+                spec: draft.spec.clone(),
+                inert: draft.inert.clone(),
+            };
+            resolve(world, &record.spec)?;
+            K::admit(&mut record, None, world, txn)?;
+            let operation = operation(caller, &record, draft.verb, draft.request_id.as_deref(), txn.now);
+            txn.put(record);
+            txn.push(Change::Operation(Box::new(operation.clone())));
+            Ok(operation)
+        })?;
+        Ok(operation)
+    }
+
+    /// Changes a resource. `edit` gets the record as it is and leaves it as it should be; a stale fingerprint is its
+    /// error to make. An edit that changes nothing still gives an operation.
+    pub fn change<K: Kind>(
+        &self,
+        caller: &Caller,
+        link: &Link,
+        verb: &str,
+        request_id: Option<&str>,
+        edit: impl Fn(&World, &mut Record<K>) -> Result<(), Fault>,
+    ) -> Result<Operation, Fault> {
+        if let Some(earlier) = self.repeated(caller, request_id) {
+            return Ok(earlier);
+        }
+        let (operation, _) = self.commit(|world, txn| {
+            let old = world.get::<K>(link);
+            let needs = match old {
+                Some(old) => old.spec.needs_to_update(link),
+                None => return Err(self.absent(world, caller, link)),
+            };
+            self.authorize_compute(world, caller, &needs)?;
+            let old = old.ok_or_else(|| Fault::not_found(link))?;
+            let mut record = old.clone();
+            edit(world, &mut record)?;
+            record.spec.check(Some(&old.spec))?;
+            resolve(world, &record.spec)?;
+            K::admit(&mut record, Some(old), world, txn)?;
+            if record != *old {
+                record.generation += 1;
+            }
+            let operation = operation(caller, &record, verb, request_id, txn.now);
+            txn.put(record);
+            txn.push(Change::Operation(Box::new(operation.clone())));
+            Ok(operation)
+        })?;
+        Ok(operation)
+    }
+
+    pub fn delete<K: Kind>(
+        &self,
+        caller: &Caller,
+        link: &Link,
+        verb: &str,
+        request_id: Option<&str>,
+    ) -> Result<Operation, Fault> {
+        if let Some(earlier) = self.repeated(caller, request_id) {
+            return Ok(earlier);
+        }
+        let (operation, _) = self.commit(|world, txn| {
+            let Some(old) = world.get::<K>(link) else { return Err(self.absent(world, caller, link)) };
+            self.authorize_compute(world, caller, &old.spec.needs_to_delete(link))?;
+            if let Some(user) = world.referrers(link).next() {
+                return Err(Fault::in_use(K::WORD, link, user));
+            }
+            K::retire(old, world, txn)?;
+            let operation = operation(caller, old, verb, request_id, txn.now);
+            txn.push(Change::NoObject(link.clone()));
+            txn.push(Change::Operation(Box::new(operation.clone())));
+            Ok(operation)
+        })?;
+        Ok(operation)
+    }
+
+    /// What a caller hears of a resource that does not exist: 404 only with the right to see its project.
+    fn absent(&self, world: &World, caller: &Caller, link: &Link) -> Fault {
+        let project = format!("projects/{}", link.project);
+        match self.authorize(world, caller, &[Need::on("compute.projects.get", project)]) {
+            Ok(Authorized(())) => Fault::not_found(link),
+            Err(_) => Fault::new(
+                Code::PermissionDenied,
+                "forbidden",
+                format!("Required 'compute.{}.get' permission for '{link}'", link.collection),
+            ),
+        }
+    }
+
+    fn repeated(&self, caller: &Caller, request_id: Option<&str>) -> Option<Operation> {
+        let id = request_id?;
+        let world = self.read();
+        let same = |o: &&Operation| o.request_id.as_deref() == Some(id) && o.user == caller.principal.email();
+        world.operations.values().find(same).cloned()
+    }
+
+    /// Marks operations as done; for the driver.
+    pub fn finish(&self, outcomes: &[(String, Option<Fault>)]) -> Result<(), Fault> {
+        self.commit(|world, txn| {
+            for (name, fault) in outcomes {
+                let Some(operation) = world.operations.get(name).filter(|o| !o.is_done()) else { continue };
+                let mut operation = operation.clone();
+                operation.state = OperationState::Done { at: txn.now, fault: fault.clone() };
+                txn.push(Change::Operation(Box::new(operation)));
+            }
+            Ok(())
+        })?;
+        self.finished.notify_waiters();
+        Ok(())
+    }
+}
+
+/// Every reference of `spec` must exist.
+fn resolve<K: Kind>(world: &World, spec: &K) -> Result<(), Fault> {
+    for reference in spec.references() {
+        if !world.objects.contains_key(&reference.to) {
+            return Err(Fault::new(
+                Code::NotFound,
+                "notFound",
+                format!("The resource '{}' was not found", reference.to),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn operation<K: Kind>(
+    caller: &Caller,
+    record: &Record<K>,
+    verb: &str,
+    request_id: Option<&str>,
+    now: Timestamp,
+) -> Operation {
+    Operation {
+        name: format!("operation-{}-{}-{}-{}", now.unix_ms(), random::hex(13), random::hex(8), random::hex(8)),
+        id: ResourceId(random::resource_id()),
+        project: record.link.project.clone(),
+        scope: record.link.scope.clone(),
+        verb: verb.to_owned(),
+        target: record.link.clone(),
+        target_id: record.id,
+        user: caller.principal.email().to_owned(),
+        inserted: now,
+        request_id: request_id.map(str::to_owned),
+        state: OperationState::Running,
+    }
+}
+
+/// The policies that speak about `resource`, nearest first: its own, its project's, its organisation's.
+pub fn policy_chain<'w>(world: &'w World, resource: &str) -> Vec<&'w Policy> {
+    let mut names: Vec<String> = Vec::new();
+    let parts: Vec<&str> = resource.split('/').collect();
+    if let ["projects", project, rest @ ..] = parts.as_slice() {
+        if let Some(project) = world.project(project) {
+            if !rest.is_empty() {
+                names.push(format!("projects/{}/{}", project.id, rest.join("/")));
+            }
+            names.push(format!("projects/{}", project.id));
+            names.extend(project.parent.clone());
+        }
+    } else {
+        names.push(resource.to_owned());
+    }
+    names.dedup();
+    names.iter().filter_map(|name| world.policies.get(name)).collect()
+}
+
+fn load(store: &dyn Kv) -> Result<(World, Head), OpenError> {
+    let snapshot = store.range("")?;
+    let mut world = World { revision: snapshot.revision, ..World::default() };
+    let mut head = Head { mod_revision: 0 };
+    for entry in snapshot.entries {
+        if entry.key == HEAD {
+            head.mod_revision = entry.mod_revision;
+            continue;
+        }
+        match Change::parse(&entry.key, &entry.value) {
+            Ok(Some(change)) => change.apply(&mut world),
+            Ok(None) => {}
+            Err(source) => return Err(OpenError::Value { key: entry.key, source }),
+        }
+    }
+    Ok((world, head))
+}

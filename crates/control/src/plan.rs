@@ -1,0 +1,323 @@
+//! What the machine should be: pure functions from the [`World`] to `model::planned`.
+//!
+//! The same world gives the same plan. Nothing is allocated here; addresses, uids and NAT addresses were decided when
+//! the resources were committed. Cloud Run's part is in [`crate::run`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use model::{
+    cidr::Cidr,
+    id::{ListenerId, NetworkId, WorkloadId},
+    lb,
+    limits::{LB_KEEPALIVE_DEFAULT, SANDBOX_PIDS_MAX},
+    name::{Link, Scope},
+    planned::{
+        edge::{Listener, Matcher, Route},
+        guest::{Account, Identity, Machine, Realm, Seat},
+        host::{
+            Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Process, PublishedEndpoint, Rootfs,
+            SandboxLimits, SandboxPlan, Vip, VpcPlan,
+        },
+    },
+    run::ServiceKey,
+    vm, vpc,
+};
+
+use crate::{
+    kind::Record,
+    world::{Holder, SeatRecord, World},
+};
+
+/// What the operator of this cloud decided, as opposed to its users.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// [`model::limits::PSC_IDLE`] outside tests.
+    pub psc_idle_s: u32,
+}
+
+/// The /96 from which the proxy dials containers for requests that came through a network.
+///
+/// `fda3:e722:ac3::/48` is where the cloud's own front ends see internal callers; the low 32 bits are the client's IPv4.
+/// The 40 bits between are ours to choose (docs/decisions/2026-11-25-fda3-prefix.md): the network's id.
+pub fn source_prefix(network: NetworkId) -> Ipv6Addr {
+    let id = u128::from(network.0) & 0xff_ffff_ffff;
+    Ipv6Addr::from(0xfda3_e722_0ac3_cc00_0000_0000_0000_0000_u128 | id << 32)
+}
+
+/// The router of one network.
+pub fn vpc(world: &World, network: &Record<vpc::Network>, settings: &Settings) -> VpcPlan {
+    let id = NetworkId(network.id.0);
+    let members = members(world, &network.link);
+    let flow_logs = members.subnets.iter().filter_map(|s| s.spec.flow_logs.as_ref()).filter(|f| f.enable);
+    let flow_interval_s = flow_logs.map(|f| f.interval_s).min();
+    VpcPlan {
+        mtu: network.spec.mtu,
+        ports: members.vms.iter().map(|(w, vm)| (w.clone(), vm.spec.address)).collect(),
+        firewall: firewall(&members),
+        vips: vips(&members),
+        endpoints: endpoints(world, &members),
+        published: published(world, id),
+        cut: world.quarantine.keys().filter(|(n, _)| *n == id).map(|(_, address)| *address).collect(),
+        flow_logs: flow_interval_s.is_some(),
+        flow_interval_s: flow_interval_s.unwrap_or(5),
+        psc_idle_s: settings.psc_idle_s,
+    }
+}
+
+/// The resources that live in one network.
+struct Members<'w> {
+    subnets: Vec<&'w Record<vpc::Subnetwork>>,
+    firewalls: Vec<&'w Record<vpc::Firewall>>,
+    rules: Vec<&'w Record<lb::ForwardingRule>>,
+    /// VMs that are switched on and have a seat.
+    vms: BTreeMap<WorkloadId, &'w Record<vm::Instance>>,
+}
+
+fn members<'w>(world: &'w World, network: &Link) -> Members<'w> {
+    let mut out = Members { subnets: vec![], firewalls: vec![], rules: vec![], vms: BTreeMap::new() };
+    let mut instances = BTreeMap::new();
+    for link in world.referrers(network) {
+        out.subnets.extend(world.get::<vpc::Subnetwork>(link));
+        out.firewalls.extend(world.get::<vpc::Firewall>(link));
+        out.rules.extend(world.get::<lb::ForwardingRule>(link));
+        if let Some(vm) = world.get::<vm::Instance>(link) {
+            instances.insert(&vm.link, vm);
+        }
+    }
+    for seat in world.seats.values() {
+        if let Holder::Vm(link) = &seat.holder
+            && let Some(vm) = instances.get(link)
+            && vm.spec.wanted == vm::Power::On
+        {
+            out.vms.insert(seat.workload.clone(), vm);
+        }
+    }
+    out
+}
+
+/// In the order in which rules are tried. Source: VPC firewall rules: lower number first, deny before allow.
+fn firewall(members: &Members<'_>) -> Vec<FirewallRule> {
+    let mut rules: Vec<_> = members.firewalls.iter().filter(|f| !f.spec.disabled).collect();
+    rules.sort_by_key(|f| (f.spec.priority, f.spec.action, f.link.name.clone()));
+    rules.into_iter().map(|f| firewall_rule(members, &f.link.name, &f.spec)).collect()
+}
+
+fn firewall_rule(members: &Members<'_>, name: &str, spec: &vpc::Firewall) -> FirewallRule {
+    let tagged = |tags: &[String]| -> BTreeSet<Cidr> {
+        let carries = |vm: &&&Record<vm::Instance>| vm.spec.tags.iter().any(|t| tags.contains(t));
+        members.vms.values().filter(carries).map(|vm| Cidr::host(vm.spec.address)).collect()
+    };
+    let ranges = |ranges: &[Cidr]| -> Match {
+        if ranges.is_empty() || ranges.contains(&Cidr::ALL) { Match::Any } else { Match::In(ranges.iter().copied().collect()) }
+    };
+    let (peers, destinations) = match spec.direction {
+        vpc::Direction::Ingress if spec.source_tags.is_empty() => (ranges(&spec.source_ranges), ranges(&spec.destination_ranges)),
+        vpc::Direction::Ingress => {
+            // Ranges and tags are alternatives; no range beside a tag means the tag alone.
+            let mut sources = tagged(&spec.source_tags);
+            sources.extend(&spec.source_ranges);
+            let sources = if sources.contains(&Cidr::ALL) { Match::Any } else { Match::In(sources) };
+            (sources, ranges(&spec.destination_ranges))
+        }
+        vpc::Direction::Egress => (ranges(&spec.destination_ranges), Match::Any),
+    };
+    let all_protocols = spec.protocols.iter().any(|p| p.protocol.is_none());
+    let protocols = spec.protocols.iter().filter_map(|p| Some(PlannedProtocol { protocol: p.protocol?, ports: p.ports.clone() }));
+    FirewallRule {
+        name: name.to_owned(),
+        direction: spec.direction,
+        action: spec.action,
+        targets: if spec.target_tags.is_empty() { Match::Any } else { Match::In(tagged(&spec.target_tags)) },
+        peers,
+        destinations,
+        protocols: if all_protocols { Vec::new() } else { protocols.collect() },
+    }
+}
+
+fn vips(members: &Members<'_>) -> BTreeMap<ListenerId, Vip> {
+    let vip = |rule: &&Record<lb::ForwardingRule>| match &rule.spec.target {
+        lb::Target::HttpProxy { ports, .. } => {
+            Some((ListenerId(rule.id.0), Vip { address: rule.spec.address, ports: *ports }))
+        }
+        lb::Target::ServiceAttachment { .. } => None,
+    };
+    members.rules.iter().filter_map(vip).collect()
+}
+
+fn endpoints(world: &World, members: &Members<'_>) -> BTreeMap<model::id::EndpointId, ConsumerEndpoint> {
+    let endpoint = |rule: &&Record<lb::ForwardingRule>| match &rule.spec.target {
+        lb::Target::HttpProxy { .. } => None,
+        lb::Target::ServiceAttachment { .. } => {
+            let id = model::id::EndpointId(rule.id.0);
+            let live = world.connections.get(&id).filter(|c| c.connection.status.forwards(c.connection.nat));
+            let producer = live.filter(|c| target_of(world, c).is_some()).map(|c| c.producer_network);
+            Some((id, ConsumerEndpoint { address: rule.spec.address, producer }))
+        }
+    };
+    members.rules.iter().filter_map(endpoint).collect()
+}
+
+/// The load balancer behind a connection, while its attachment exists.
+fn target_of<'w>(world: &'w World, c: &crate::world::PscConnection) -> Option<(&'w Record<lb::ForwardingRule>, vpc::PortRange)> {
+    let attachment = world.get::<model::psc::ServiceAttachment>(&c.attachment).filter(|a| a.id == c.attachment_id)?;
+    let rule = world.get::<lb::ForwardingRule>(&attachment.spec.target)?;
+    match &rule.spec.target {
+        lb::Target::HttpProxy { ports, .. } => Some((rule, *ports)),
+        lb::Target::ServiceAttachment { .. } => None,
+    }
+}
+
+fn published(world: &World, producer: NetworkId) -> BTreeMap<model::id::EndpointId, PublishedEndpoint> {
+    let publish = |c: &crate::world::PscConnection| {
+        let nat = c.connection.nat.filter(|_| c.connection.status.forwards(c.connection.nat))?;
+        let (target, ports) = target_of(world, c)?;
+        let rule = world.get::<lb::ForwardingRule>(&c.connection.rule).filter(|r| r.id.0 == c.connection.endpoint.0)?;
+        Some(PublishedEndpoint {
+            consumer: c.connection.consumer_network_id,
+            address: rule.spec.address,
+            nat,
+            vip: target.spec.address,
+            ports,
+        })
+    };
+    let here = world.connections.iter().filter(|(_, c)| c.producer_network == producer);
+    here.filter_map(|(id, c)| Some((*id, publish(c)?))).collect()
+}
+
+/// A VM's sandbox; None while it is switched off or on its way out.
+pub fn vm(world: &World, seat: &SeatRecord) -> Option<SandboxPlan> {
+    let Holder::Vm(link) = &seat.holder else { return None };
+    let vm = world.get::<vm::Instance>(link).filter(|vm| vm.spec.wanted == vm::Power::On)?;
+    let network = world.get::<vpc::Network>(&vm.spec.network)?;
+    let subnet = world.get::<vpc::Subnetwork>(&vm.spec.subnetwork)?;
+    let machine = vm::machine_type(&vm.spec.machine_type)?;
+    Some(SandboxPlan {
+        incarnation: seat.incarnation,
+        attach: Attach::Vpc {
+            network: NetworkId(network.id.0),
+            address: vm.spec.address,
+            gateway: subnet.spec.range.gateway(),
+            mtu: network.spec.mtu,
+        },
+        rootfs: Rootfs::HostView,
+        process: Process::Init,
+        hostname: link.name.clone(),
+        search: search_list(link),
+        limits: SandboxLimits {
+            cpu_millis: machine.cpu_millis,
+            memory_bytes: u64::from(machine.memory_mb) << 20,
+            pids: SANDBOX_PIDS_MAX,
+        },
+        uid_base: seat.uid_base,
+    })
+}
+
+/// Source: internal DNS, search path of VMs with zonal names.
+fn search_list(vm: &Link) -> Vec<String> {
+    let Scope::Zone(zone) = &vm.scope else { return Vec::new() };
+    vec![format!("{zone}.c.{}.internal", vm.project), format!("c.{}.internal", vm.project), "google.internal".to_owned()]
+}
+
+/// Every forwarding rule that the proxy serves, its chain resolved.
+pub fn listeners(world: &World) -> BTreeMap<ListenerId, Listener> {
+    world.all::<lb::ForwardingRule>().filter_map(|rule| Some((ListenerId(rule.id.0), listener(world, rule)?))).collect()
+}
+
+fn listener(world: &World, rule: &Record<lb::ForwardingRule>) -> Option<Listener> {
+    let lb::Target::HttpProxy { proxy, .. } = &rule.spec.target else { return None };
+    let network = world.network_id(&rule.spec.network)?;
+    let proxy = &world.get::<lb::TargetHttpProxy>(proxy)?.spec;
+    let map = &world.get::<lb::UrlMap>(&proxy.url_map)?.spec;
+    let number = |name: &str| map.path_matchers.iter().position(|m| m.name == name);
+    let hosts = map.host_rules.iter().filter_map(|h| Some((h, number(&h.path_matcher)?)));
+    Some(Listener {
+        network,
+        address: rule.spec.address,
+        hosts: hosts.flat_map(|(h, n)| h.hosts.iter().map(move |host| (host.clone(), n))).collect(),
+        matchers: map.path_matchers.iter().map(|m| matcher(world, m)).collect(),
+        default: route(world, &map.default_service),
+        keepalive_ms: proxy.keepalive_s.map_or(
+            u64::try_from(LB_KEEPALIVE_DEFAULT.as_millis()).expect("a limit of minutes"),
+            |s| u64::from(s) * 1_000,
+        ),
+    })
+}
+
+fn matcher(world: &World, matcher: &lb::PathMatcher) -> Matcher {
+    let paths = matcher.path_rules.iter().flat_map(|rule| {
+        let to = route(world, &rule.service);
+        rule.paths.iter().map(move |path| (path.clone(), to.clone()))
+    });
+    Matcher { paths: paths.collect(), default: route(world, &matcher.default_service) }
+}
+
+fn route(world: &World, backend_service: &Link) -> Route {
+    let Some(service) = world.get::<lb::BackendService>(backend_service) else { return Route::NoBackend };
+    let Some(backend) = service.spec.backends.first() else { return Route::NoBackend };
+    let Some(neg) = world.get::<lb::NetworkEndpointGroup>(&backend.group) else { return Route::NoBackend };
+    let Scope::Region(region) = &neg.link.scope else { return Route::NoBackend };
+    let project = neg.link.project.clone();
+    match (&neg.spec.service, &neg.spec.url_mask) {
+        (Some(name), _) => Route::Service {
+            service: ServiceKey { project, region: region.clone(), name: name.clone() },
+            tag: neg.spec.tag.clone(),
+        },
+        (None, Some(mask)) => Route::Mask { project, region: region.clone(), mask: mask.clone() },
+        (None, None) => Route::NoBackend,
+    }
+}
+
+/// Where a VM sits and what it may learn about itself.
+pub fn vm_identity(world: &World, seat: &SeatRecord) -> Option<(Seat, Identity)> {
+    let Holder::Vm(link) = &seat.holder else { return None };
+    let vm = world.get::<vm::Instance>(link)?;
+    let project = world.projects.get(&link.project)?;
+    let network = world.get::<vpc::Network>(&vm.spec.network)?;
+    let subnet = world.get::<vpc::Subnetwork>(&vm.spec.subnetwork)?;
+    let Scope::Zone(zone) = &link.scope else { return None };
+    let identity = Identity {
+        project_id: project.id.to_string(),
+        project_number: project.number.0,
+        project_attributes: project.common_metadata.clone(),
+        region: zone.region().to_string(),
+        zone: zone.to_string(),
+        account: vm.spec.service_account.as_ref().map(|a| Account { email: a.email.clone(), scopes: a.scopes.clone() }),
+        machine: Machine::Vm {
+            id: vm.id.0,
+            name: link.name.clone(),
+            hostname: format!("{}.{zone}.c.{}.internal", link.name, link.project),
+            machine_type: vm.spec.machine_type.clone(),
+            tags: vm.spec.tags.clone(),
+            attributes: vm.spec.metadata.clone(),
+            address: vm.spec.address,
+            gateway: subnet.spec.range.gateway(),
+            netmask: Ipv4Addr::BROADCAST,
+            mac: mac(vm.spec.address),
+            mtu: network.spec.mtu,
+            network: network.link.name.clone(),
+            image: "projects/debian-cloud/global/images/debian-12".to_owned(),
+        },
+    };
+    Some((Seat { realm: Realm::Vpc(NetworkId(network.id.0)), address: vm.spec.address }, identity))
+}
+
+/// `42:01` and the address, as on Compute Engine; also what clients take as a sign that they run there.
+fn mac(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("42:01:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
+/// Internal names of a network's VMs, zonal and global. Source: Compute Engine internal DNS.
+pub fn names(world: &World, network: &Link) -> BTreeMap<String, Ipv4Addr> {
+    let mut names = BTreeMap::new();
+    for link in world.referrers(network) {
+        let Some(vm) = world.get::<vm::Instance>(link) else { continue };
+        let Scope::Zone(zone) = &link.scope else { continue };
+        names.insert(format!("{}.{zone}.c.{}.internal", link.name, link.project), vm.spec.address);
+        names.insert(format!("{}.c.{}.internal", link.name, link.project), vm.spec.address);
+    }
+    names
+}

@@ -1,0 +1,263 @@
+//! Which consumer connections of a service attachment are accepted: a pure function of its lists, the connections there
+//! are, and the free NAT addresses.
+//!
+//! Source: Private Service Connect, connection states and `reconcileConnections`. Where public documentation is silent:
+//! docs/decisions/2026-11-25-psc-transitions.md.
+
+use std::net::Ipv4Addr;
+
+use model::{
+    name::{Link, ProjectId},
+    psc::{AcceptEntry, Connection, ConnectionStatus, Consumer, Preference, ServiceAttachment},
+};
+
+/// How far a change of the lists reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Only connections that still wait.
+    Waiting,
+    /// Also those that were decided before (`reconcileConnections`).
+    Decided,
+}
+
+/// What [`settle`] decided.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settled {
+    /// All connections, in the order given.
+    pub connections: Vec<Connection>,
+    /// NAT addresses that no connection holds any more.
+    pub released: Vec<Ipv4Addr>,
+}
+
+/// Decides every connection of an attachment anew.
+///
+/// `connections` in order of creation, which is the order in which places under a limit are filled. `free` are the NAT
+/// addresses that may be handed out, lowest first.
+pub fn settle(
+    attachment: &ServiceAttachment,
+    reach: Reach,
+    connections: Vec<Connection>,
+    free: impl IntoIterator<Item = Ipv4Addr>,
+) -> Settled {
+    let mut out = connections;
+    let mut released = Vec::new();
+    // Whoever keeps its place is counted before anyone who waits gets one.
+    for i in 0..out.len() {
+        out[i].status = kept(attachment, reach, &out[i]);
+    }
+    for i in 0..out.len() {
+        if out[i].status == ConnectionStatus::Pending && has_place(attachment, &out, i) {
+            out[i].status = ConnectionStatus::Accepted;
+        }
+    }
+    for connection in &mut out {
+        if !is_accepted(connection.status) {
+            released.extend(connection.nat.take());
+        }
+    }
+    let mut free = free.into_iter().filter(|a| !released.contains(a)).collect::<Vec<_>>().into_iter();
+    for connection in &mut out {
+        if is_accepted(connection.status) {
+            connection.nat = connection.nat.or_else(|| free.next());
+            connection.status = match connection.nat {
+                Some(_) => ConnectionStatus::Accepted,
+                None => ConnectionStatus::NeedsAttention,
+            };
+        }
+    }
+    Settled { connections: out, released }
+}
+
+fn is_accepted(status: ConnectionStatus) -> bool {
+    match status {
+        ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention => true,
+        ConnectionStatus::Pending | ConnectionStatus::Rejected | ConnectionStatus::Closed => false,
+    }
+}
+
+/// The status before places are handed out: accepted ones that stay, Rejected, Closed, and Pending for all that must
+/// find a place (also with ACCEPT_AUTOMATIC, where every one does).
+fn kept(attachment: &ServiceAttachment, reach: Reach, connection: &Connection) -> ConnectionStatus {
+    use ConnectionStatus::{Accepted, Closed, NeedsAttention, Pending, Rejected};
+    let rejected = attachment.reject.iter().any(|c| names(c, connection));
+    match (connection.status, reach) {
+        (Closed, _) => Closed,
+        (Accepted | NeedsAttention, Reach::Waiting) => connection.status,
+        (Rejected, Reach::Waiting) => Rejected,
+        _ if rejected => Rejected,
+        // A lowered limit takes nobody's place away.
+        (Accepted | NeedsAttention, Reach::Decided) if listed(attachment, connection) => connection.status,
+        (Accepted | NeedsAttention | Pending | Rejected, _) => Pending,
+    }
+}
+
+fn listed(attachment: &ServiceAttachment, connection: &Connection) -> bool {
+    match attachment.preference {
+        Preference::AcceptAutomatic => true,
+        Preference::AcceptManual => entry(attachment, connection).is_some(),
+    }
+}
+
+fn has_place(attachment: &ServiceAttachment, all: &[Connection], i: usize) -> bool {
+    match attachment.preference {
+        Preference::AcceptAutomatic => true,
+        Preference::AcceptManual => match entry(attachment, &all[i]) {
+            Some(entry) => {
+                let taken = all.iter().filter(|c| is_accepted(c.status) && names(&entry.consumer, c)).count();
+                u64::try_from(taken).unwrap_or(u64::MAX) < u64::from(entry.limit)
+            }
+            None => false,
+        },
+    }
+}
+
+fn entry<'a>(attachment: &'a ServiceAttachment, connection: &Connection) -> Option<&'a AcceptEntry> {
+    attachment.accept.iter().find(|e| names(&e.consumer, connection))
+}
+
+fn names(consumer: &Consumer, connection: &Connection) -> bool {
+    fn same_project(id: &ProjectId, rule: &Link) -> bool {
+        rule.project == *id
+    }
+    match consumer {
+        Consumer::Project { id, .. } => same_project(id, &connection.rule),
+        Consumer::Network(network) => connection.consumer_network == *network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ConnectionStatus::{Accepted, Closed, NeedsAttention, Pending, Rejected};
+    use Preference::{AcceptAutomatic, AcceptManual};
+    use model::{
+        id::{EndpointId, NetworkId, ResourceId},
+        name::Scope,
+        time::Timestamp,
+    };
+
+    use super::*;
+
+    fn project(id: &str) -> Consumer {
+        Consumer::Project { id: id.parse().unwrap(), written: id.to_owned() }
+    }
+
+    fn attachment(preference: Preference, accept: &[(&str, u32)], reject: &[&str]) -> ServiceAttachment {
+        let link = |collection: &str| Link::new(&"producer".parse().unwrap(), Scope::Global, collection, "x");
+        ServiceAttachment {
+            target: link("forwardingRules"),
+            preference,
+            nat_subnets: vec![link("subnetworks")],
+            accept: accept.iter().map(|(p, limit)| AcceptEntry { consumer: project(p), limit: *limit }).collect(),
+            reject: reject.iter().map(|p| project(p)).collect(),
+            reconcile: false,
+            description: None,
+        }
+    }
+
+    fn nat(n: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 3, n)
+    }
+
+    fn connection(n: u64, consumer: &str, status: ConnectionStatus, nat: Option<Ipv4Addr>) -> Connection {
+        let project: ProjectId = consumer.parse().unwrap();
+        Connection {
+            endpoint: EndpointId(n),
+            rule: Link::new(&project, Scope::Global, "forwardingRules", &format!("e{n}")),
+            consumer_network: Link::new(&project, Scope::Global, "networks", "n"),
+            consumer_network_id: NetworkId(n),
+            connection_id: ResourceId(n),
+            status,
+            nat,
+            created: Timestamp(i64::try_from(n).unwrap()),
+        }
+    }
+
+    fn statuses(settled: &Settled) -> Vec<ConnectionStatus> {
+        settled.connections.iter().map(|c| c.status).collect()
+    }
+
+    /// One connection, before and after: the rows of the documented state table.
+    #[test]
+    fn every_row_of_the_state_table() {
+        type Row = (&'static str, ServiceAttachment, Reach, ConnectionStatus, ConnectionStatus);
+        let on = [("consumer", 10)];
+        let rows: Vec<Row> = vec![
+            ("new, automatic", attachment(AcceptAutomatic, &[], &[]), Reach::Waiting, Pending, Accepted),
+            ("new, automatic, rejected", attachment(AcceptAutomatic, &[], &["consumer"]), Reach::Waiting, Pending, Rejected),
+            ("new, manual, accepted", attachment(AcceptManual, &on, &[]), Reach::Waiting, Pending, Accepted),
+            ("new, manual, on no list", attachment(AcceptManual, &[("other1", 1)], &[]), Reach::Waiting, Pending, Pending),
+            ("new, on both lists: reject wins", attachment(AcceptManual, &on, &["consumer"]), Reach::Waiting, Pending, Rejected),
+            ("accept entry added, rejected stays", attachment(AcceptManual, &on, &[]), Reach::Waiting, Rejected, Rejected),
+            ("accept entry added, reconciled", attachment(AcceptManual, &on, &[]), Reach::Decided, Rejected, Accepted),
+            ("accept entry removed, kept", attachment(AcceptManual, &[], &[]), Reach::Waiting, Accepted, Accepted),
+            ("accept entry removed, reconciled", attachment(AcceptManual, &[], &[]), Reach::Decided, Accepted, Pending),
+            ("reject entry added, accepted stays", attachment(AcceptManual, &on, &["consumer"]), Reach::Waiting, Accepted, Accepted),
+            ("reject entry added, reconciled", attachment(AcceptManual, &on, &["consumer"]), Reach::Decided, Accepted, Rejected),
+            ("reject entry removed, stays", attachment(AcceptManual, &[], &[]), Reach::Waiting, Rejected, Rejected),
+            ("reject entry removed, reconciled, manual", attachment(AcceptManual, &[], &[]), Reach::Decided, Rejected, Pending),
+            ("reject entry removed, reconciled, automatic", attachment(AcceptAutomatic, &[], &[]), Reach::Decided, Rejected, Accepted),
+            ("automatic to manual, kept", attachment(AcceptManual, &[], &[]), Reach::Waiting, Accepted, Accepted),
+            ("automatic to manual, reconciled", attachment(AcceptManual, &[], &[]), Reach::Decided, Accepted, Pending),
+            ("manual to automatic", attachment(AcceptAutomatic, &[], &[]), Reach::Waiting, Pending, Accepted),
+            ("closed is for good", attachment(AcceptAutomatic, &[], &[]), Reach::Decided, Closed, Closed),
+        ];
+        for (what, attachment, reach, before, after) in rows {
+            let held = is_accepted(before).then(|| nat(2));
+            let settled = settle(&attachment, reach, vec![connection(1, "consumer", before, held)], [nat(2), nat(3)]);
+            assert_eq!(statuses(&settled), [after], "{what}");
+            assert_eq!(settled.connections[0].nat.is_some(), after == Accepted, "{what}: NAT address");
+            assert_eq!(settled.released.len(), usize::from(held.is_some() && after != Accepted), "{what}: released");
+        }
+    }
+
+    #[test]
+    fn the_eleventh_endpoint_over_a_limit_of_ten_waits_and_takes_the_first_place_that_falls_free() {
+        let a = attachment(AcceptManual, &[("consumer", 10)], &[]);
+        let all = (1..=12).map(|n| connection(n, "consumer", Pending, None)).collect();
+        let first = settle(&a, Reach::Waiting, all, (2..200).map(nat));
+        assert_eq!(statuses(&first)[..10], [Accepted; 10]);
+        assert_eq!(statuses(&first)[10..], [Pending; 2]);
+        let left = first.connections.into_iter().filter(|c| c.endpoint != EndpointId(4)).collect();
+        let second = settle(&a, Reach::Waiting, left, (20..200).map(nat));
+        assert_eq!(statuses(&second)[9..], [Accepted, Pending], "first come, first served");
+    }
+
+    #[test]
+    fn a_lowered_limit_takes_no_place_away_even_when_reconciling() {
+        let a = attachment(AcceptManual, &[("consumer", 1)], &[]);
+        let all = vec![
+            connection(1, "consumer", Accepted, Some(nat(2))),
+            connection(2, "consumer", Accepted, Some(nat(3))),
+            connection(3, "consumer", Pending, None),
+        ];
+        assert_eq!(statuses(&settle(&a, Reach::Decided, all, [nat(4)])), [Accepted, Accepted, Pending]);
+    }
+
+    #[test]
+    fn limits_count_each_consumer_by_itself() {
+        let a = attachment(AcceptManual, &[("consumer", 1), ("other1", 1)], &[]);
+        let all = vec![connection(1, "consumer", Pending, None), connection(2, "other1", Pending, None)];
+        assert_eq!(statuses(&settle(&a, Reach::Waiting, all, [nat(2), nat(3)])), [Accepted, Accepted]);
+    }
+
+    #[test]
+    fn nat_addresses_go_lowest_first_and_their_end_needs_attention_until_a_subnet_is_added() {
+        let a = attachment(AcceptAutomatic, &[], &[]);
+        let all = (1..=3).map(|n| connection(n, "consumer", Pending, None)).collect();
+        let settled = settle(&a, Reach::Waiting, all, [nat(2), nat(3)]);
+        assert_eq!(statuses(&settled), [Accepted, Accepted, NeedsAttention]);
+        assert_eq!(settled.connections.iter().map(|c| c.nat).collect::<Vec<_>>(), [Some(nat(2)), Some(nat(3)), None]);
+        let again = settle(&a, Reach::Waiting, settled.connections, [nat(4)]);
+        assert_eq!(statuses(&again), [Accepted; 3]);
+    }
+
+    #[test]
+    fn an_address_that_is_released_is_not_handed_to_the_next_in_the_same_breath() {
+        let mut a = attachment(AcceptManual, &[("other1", 1)], &[]);
+        a.reconcile = true;
+        let all = vec![connection(1, "consumer", Accepted, Some(nat(2))), connection(2, "other1", Pending, None)];
+        let settled = settle(&a, Reach::Decided, all, [nat(2), nat(3)]);
+        assert_eq!(settled.released, [nat(2)]);
+        assert_eq!(settled.connections[1].nat, Some(nat(3)));
+    }
+}

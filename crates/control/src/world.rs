@@ -1,0 +1,188 @@
+//! Everything known, in memory, as of one revision of the store.
+//!
+//! The world is rebuilt from the store when control starts and follows every commit after that. Planners read it; only
+//! [`crate::ops`] changes it, by committing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use identity::keys::StoredKey;
+use model::{
+    iam::{Policy, ServiceAccount},
+    id::{EndpointId, NetworkId, WorkloadId},
+    name::{Link, ProjectId, ProjectNumber},
+    project::Project,
+    psc::{Connection, Quarantined},
+    run::{Revision, RevisionKey, ServiceKey},
+    time::Timestamp,
+    vpc,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    accounts::AccountKey,
+    kind::{Kind, Object, Record},
+    operation::Operation,
+    run::RunOperation,
+    tokens::Secrets,
+};
+
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Of the store; generation of every plan made from this world.
+    pub revision: u64,
+    pub projects: BTreeMap<ProjectId, Project>,
+    pub objects: BTreeMap<Link, Object>,
+    pub connections: BTreeMap<EndpointId, PscConnection>,
+    /// NAT addresses in quarantine, by the network they belong to.
+    pub quarantine: BTreeMap<(NetworkId, std::net::Ipv4Addr), Quarantined>,
+    pub services: BTreeMap<ServiceKey, ServiceRecord>,
+    pub revisions: BTreeMap<RevisionKey, Revision>,
+    pub seats: BTreeMap<WorkloadId, SeatRecord>,
+    pub images: BTreeMap<String, ImageRecord>,
+    /// Policies by full resource name (`projects/P`, `projects/P/locations/R/services/S`, `projects/P/serviceAccounts/E`,
+    /// `organizations/N`).
+    pub policies: BTreeMap<String, Policy>,
+    pub accounts: BTreeMap<String, ServiceAccount>,
+    pub operations: BTreeMap<String, Operation>,
+    /// By id, a UUID.
+    pub run_operations: BTreeMap<String, RunOperation>,
+    /// Public halves of the keys that owners of service accounts hold, by e-mail address and kid.
+    pub account_keys: BTreeMap<(String, String), AccountKey>,
+    /// None only before the first start has made them.
+    pub(crate) secrets: Option<Secrets>,
+    pub(crate) system_keys: BTreeMap<String, StoredKey>,
+    pub(crate) revoked: BTreeMap<String, Timestamp>,
+    /// Who refers to whom, kept with every change: `referrers[target]` are the links that name it.
+    referrers: BTreeMap<Link, BTreeSet<Link>>,
+    numbers: BTreeMap<ProjectNumber, ProjectId>,
+}
+
+/// A connection with the attachment it targets. The id tells a re-created attachment from the one that was deleted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PscConnection {
+    pub attachment: Link,
+    pub attachment_id: model::id::ResourceId,
+    /// The VPC of the attachment's target.
+    pub producer_network: NetworkId,
+    pub connection: Connection,
+}
+
+/// A Cloud Run service as stored: the wanted part and its history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    pub key: ServiceKey,
+    pub uid: String,
+    pub created: model::time::Timestamp,
+    pub updated: model::time::Timestamp,
+    /// +1 with every change of the spec.
+    pub generation: u64,
+    /// Changes with every write; shown as `resourceVersion`.
+    pub version: u64,
+    /// The operation of the last write, `run.googleapis.com/operation-id`.
+    pub operation: String,
+    pub spec: model::run::Service,
+    /// Templates so far; the last revision's number.
+    pub templates: u32,
+    pub latest_created: Option<String>,
+    pub latest_ready: Option<String>,
+    /// Why the last write did not succeed.
+    pub failure: Option<(String, String)>,
+    /// When Ready last changed.
+    pub transitioned: model::time::Timestamp,
+}
+
+/// Where a workload sits: decided once, so that the hands never choose.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeatRecord {
+    pub workload: WorkloadId,
+    pub uid_base: u32,
+    pub incarnation: u32,
+    pub holder: Holder,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Holder {
+    Vm(Link),
+    Container {
+        revision: RevisionKey,
+        v6: std::net::Ipv6Addr,
+        v4: std::net::Ipv4Addr,
+        /// The log label `instanceId`.
+        instance_id: String,
+        created: model::time::Timestamp,
+    },
+}
+
+/// A container image that is unpacked on this machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// As users name it, without `@digest`.
+    pub name: String,
+    /// `sha256:…` of the manifest.
+    pub digest: String,
+    pub layers: Vec<String>,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub working_dir: String,
+    pub user: String,
+}
+
+impl World {
+    pub fn get<K: Kind>(&self, link: &Link) -> Option<&Record<K>> {
+        self.objects.get(link).and_then(K::peek)
+    }
+
+    /// All records of one kind, in link order.
+    pub fn all<K: Kind>(&self) -> impl Iterator<Item = &Record<K>> {
+        self.objects.values().filter_map(K::peek)
+    }
+
+    pub fn project(&self, name: &str) -> Option<&Project> {
+        if let Ok(number) = name.parse::<u64>() {
+            return self.numbers.get(&ProjectNumber(number)).and_then(|id| self.projects.get(id));
+        }
+        self.projects.get(&name.parse().ok()?)
+    }
+
+    pub fn network_id(&self, link: &Link) -> Option<NetworkId> {
+        self.get::<vpc::Network>(link).map(|n| NetworkId(n.id.0))
+    }
+
+    /// The resources whose spec names `target`, in link order.
+    pub fn referrers(&self, target: &Link) -> impl Iterator<Item = &Link> {
+        self.referrers.get(target).into_iter().flatten()
+    }
+
+    pub(crate) fn put_object(&mut self, object: Object) {
+        let link = object.link().clone();
+        self.remove_object(&link);
+        for reference in object.references() {
+            self.referrers.entry(reference.to).or_default().insert(link.clone());
+        }
+        self.objects.insert(link, object);
+    }
+
+    pub(crate) fn remove_object(&mut self, link: &Link) {
+        let Some(old) = self.objects.remove(link) else { return };
+        for reference in old.references() {
+            if let Some(users) = self.referrers.get_mut(&reference.to) {
+                users.remove(link);
+                if users.is_empty() {
+                    self.referrers.remove(&reference.to);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn put_project(&mut self, project: Project) {
+        self.numbers.insert(project.number, project.id.clone());
+        self.projects.insert(project.id.clone(), project);
+    }
+
+    pub(crate) fn remove_project(&mut self, id: &ProjectId) {
+        if let Some(old) = self.projects.remove(id) {
+            self.numbers.remove(&old.number);
+        }
+    }
+}
