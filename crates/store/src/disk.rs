@@ -240,7 +240,9 @@ fn encode(entry: &Entry, out: &mut Vec<u8>) {
 }
 
 fn split<'a>(key: &str, stored: &'a [u8]) -> Result<(&'a [u8; HEAD], &'a [u8]), StoreError> {
-    stored.split_first_chunk().ok_or_else(|| StoreError::Damaged { detail: format!("the entry of {key:?} is too short") })
+    stored
+        .split_first_chunk()
+        .ok_or_else(|| StoreError::Damaged { detail: format!("the entry of {key:?} is too short") })
 }
 
 fn decode(key: &str, stored: &[u8]) -> Result<Entry, StoreError> {

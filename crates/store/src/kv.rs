@@ -113,7 +113,11 @@ impl Txn {
                 return Err(StoreError::EmptyKey);
             }
             if key.len() > limits::STORE_KEY_BYTES_MAX {
-                return Err(StoreError::TooLarge { what: TooLarge::Key, is: key.len(), max: limits::STORE_KEY_BYTES_MAX });
+                return Err(StoreError::TooLarge {
+                    what: TooLarge::Key,
+                    is: key.len(),
+                    max: limits::STORE_KEY_BYTES_MAX,
+                });
             }
         }
         written.sort_unstable();

@@ -21,5 +21,6 @@ mod watch;
 
 pub use embedded::Embedded;
 pub use kv::{
-    Batch, Change, Compare, Entry, Event, Kv, Outcome, Revision, Snapshot, StoreError, TooLarge, Txn, Value, Waker, Watch,
+    Batch, Change, Compare, Entry, Event, Kv, Outcome, Revision, Snapshot, StoreError, TooLarge, Txn, Value, Waker,
+    Watch,
 };
