@@ -5,11 +5,17 @@
 //!
 //! Refuses to know: HTTP and wire formats (`api`), the kernel (`host`), bytes of workloads (`proxy`, `guest`).
 
+pub mod accounts;
+pub mod driver;
 pub mod kind;
 pub mod kinds;
 pub mod operation;
 pub mod ops;
 pub mod plan;
+pub mod policies;
+pub mod projects;
 pub mod psc;
 pub mod random;
+pub mod run;
+pub mod tokens;
 pub mod world;

@@ -21,7 +21,7 @@ use model::{
     run::{Revision, RevisionKey, ServiceKey},
     time::Timestamp,
 };
-use store::{Compare, Kv, Outcome, StoreError};
+use store::{Kv, Outcome, Revision as StoreRevision, StoreError};
 use tokio::sync::Notify;
 
 use crate::{
@@ -336,7 +336,7 @@ pub struct Control {
 }
 
 struct Head {
-    mod_revision: u64,
+    mod_revision: StoreRevision,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -384,30 +384,28 @@ impl Control {
             if txn.changes.is_empty() {
                 return Ok((answer, self.read().revision));
             }
-            let mut write = store::Txn {
-                compares: vec![Compare { key: HEAD.to_owned(), mod_revision: head.mod_revision }],
-                puts: vec![(HEAD.to_owned(), Vec::new())],
-                deletes: Vec::new(),
-            };
+            let mut write = store::Txn::new().when(HEAD, head.mod_revision).put(HEAD, Vec::new());
             for change in &txn.changes {
-                match change.value() {
-                    Some(value) => write.puts.push((change.key(), value)),
-                    None => write.deletes.push(change.key()),
-                }
+                write = match change.value() {
+                    Some(value) => write.put(change.key(), value),
+                    None => write.delete(change.key()),
+                };
             }
             match self.store.commit(write) {
                 Ok(Outcome::Committed { revision }) => {
                     head.mod_revision = revision;
-                    self.follow(revision, txn.changes);
-                    return Ok((answer, revision));
+                    self.follow(revision.0, txn.changes);
+                    return Ok((answer, revision.0));
                 }
                 Ok(Outcome::Conflict { .. }) => self.reload(&mut head)?,
                 Err(StoreError::Full) => {
                     return Err(Fault::unavailable("The disk is full. Nothing was changed; free some space and try again."));
                 }
                 Err(error) => {
+                    // It may have happened all the same: look at what is stored before anyone decides on it again.
                     eprintln!("control: cannot commit: {error}");
-                    return Err(Fault::unavailable("The store cannot be written. Nothing was changed."));
+                    self.reload(&mut head)?;
+                    return Err(Fault::unavailable("The store could not be written. Look before you try again."));
                 }
             }
         }
@@ -648,17 +646,17 @@ pub fn policy_chain<'w>(world: &'w World, resource: &str) -> Vec<&'w Policy> {
 
 fn load(store: &dyn Kv) -> Result<(World, Head), OpenError> {
     let snapshot = store.range("")?;
-    let mut world = World { revision: snapshot.revision, ..World::default() };
-    let mut head = Head { mod_revision: 0 };
+    let mut world = World { revision: snapshot.revision.0, ..World::default() };
+    let mut head = Head { mod_revision: StoreRevision::ABSENT };
     for entry in snapshot.entries {
-        if entry.key == HEAD {
+        if &*entry.key == HEAD {
             head.mod_revision = entry.mod_revision;
             continue;
         }
         match Change::parse(&entry.key, &entry.value) {
             Ok(Some(change)) => change.apply(&mut world),
             Ok(None) => {}
-            Err(source) => return Err(OpenError::Value { key: entry.key, source }),
+            Err(source) => return Err(OpenError::Value { key: entry.key.to_string(), source }),
         }
     }
     Ok((world, head))

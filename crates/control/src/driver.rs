@@ -1,0 +1,436 @@
+//! The loop that makes the machine what the plans say, and says when it is.
+//!
+//! It takes no hint but "look again": every turn plans from the whole world, compares with what each process was last
+//! told, and sends the differences. An operation is done when every cell and item that its commit changed has been
+//! confirmed by whoever holds it. Killing this loop leaves packets and workloads as they are; a new one sends everything
+//! again, and the hands keep what already is so.
+
+mod link;
+mod mirror;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{
+    fault::Fault,
+    id::{Generation, NetworkId, WorkloadId},
+    limits::OPERATION_DEADLINE,
+    planned::{
+        edge::{EdgeItem, EdgeKey, FromProxy, ToProxy},
+        guest::{FromGuest, GuestItem, GuestKey, Realm, ToGuest},
+        host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost},
+    },
+    time::Timestamp,
+    vpc,
+};
+
+use self::{
+    link::{Event, Link},
+    mirror::{Delta, Mirror},
+};
+use crate::{
+    ops::{Change, Control},
+    plan,
+    world::{Holder, World},
+};
+
+/// How often time itself is a reason to look again: quarantines end, keys rotate, instances have been idle for long.
+const TICK: Duration = Duration::from_millis(500);
+
+/// What the driver does not decide itself.
+pub trait Serving: Send {
+    /// Cloud Run's part of the plans.
+    fn cells(&self, world: &World) -> BTreeMap<WorkloadId, CellPlan>;
+    fn fabric(&self, world: &World) -> FabricPlan;
+    fn edge(&self, world: &World) -> BTreeMap<EdgeKey, EdgeItem>;
+    fn keys(&self, world: &World) -> EdgeItem;
+    fn guests(&self, world: &World) -> BTreeMap<GuestKey, GuestItem>;
+    /// True when something changed that plans depend on beside the world.
+    fn proxy_says(&mut self, control: &Control, message: FromProxy) -> bool;
+    fn sandbox_says(&mut self, control: &Control, workload: &WorkloadId, incarnation: u32, event: SandboxEvent) -> bool;
+    fn host_says(&mut self, control: &Control, message: FromHost);
+    fn guest_asks(&mut self, control: &Control, message: FromGuest) -> Option<ToGuest>;
+    fn tick(&mut self, control: &Control, now: Timestamp) -> bool;
+}
+
+/// What an operation still waits for.
+#[derive(Debug, Default)]
+struct Waits {
+    cells: BTreeMap<CellId, Generation>,
+    proxy: Option<u64>,
+    guest: Option<u64>,
+    since: Timestamp,
+}
+
+pub struct Driver<S> {
+    control: Arc<Control>,
+    settings: plan::Settings,
+    serving: S,
+    host: Link<ToHost, FromHost>,
+    proxy: Link<ToProxy, FromProxy>,
+    guest: Link<ToGuest, FromGuest>,
+    cells: Mirror<CellId, CellPlan>,
+    generations: BTreeMap<CellId, Generation>,
+    observed: BTreeMap<CellId, (Generation, Option<String>)>,
+    edge: Mirror<EdgeKey, EdgeItem>,
+    keys: Option<EdgeItem>,
+    guests: Mirror<GuestKey, GuestItem>,
+    marks: u64,
+    proxy_applied: u64,
+    guest_applied: u64,
+    waits: BTreeMap<String, Waits>,
+}
+
+impl<S: Serving> Driver<S> {
+    /// Must be called inside a tokio runtime.
+    pub fn new(control: Arc<Control>, run_dir: &Path, settings: plan::Settings, serving: S) -> Driver<S> {
+        Driver {
+            control,
+            settings,
+            serving,
+            host: Link::open(run_dir.join("host.sock")),
+            proxy: Link::open(run_dir.join("proxy.sock")),
+            guest: Link::open(run_dir.join("guest.sock")),
+            cells: Mirror::new(),
+            generations: BTreeMap::new(),
+            observed: BTreeMap::new(),
+            edge: Mirror::new(),
+            keys: None,
+            guests: Mirror::new(),
+            marks: 0,
+            proxy_applied: 0,
+            guest_applied: 0,
+            waits: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until the process ends.
+    pub async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let control = self.control.clone();
+            let mut look = tokio::select! {
+                () = control.changed.notified() => true,
+                Some(event) = self.host.events.recv() => self.host_event(event),
+                Some(event) = self.proxy.events.recv() => self.proxy_event(event),
+                Some(event) = self.guest.events.recv() => self.guest_event(event),
+                _ = tick.tick() => self.tick(),
+            };
+            // What has arrived meanwhile is one reason to look, not many.
+            while let Ok(event) = self.host.events.try_recv() {
+                look |= self.host_event(event);
+            }
+            while let Ok(event) = self.proxy.events.try_recv() {
+                look |= self.proxy_event(event);
+            }
+            if look {
+                self.look();
+            }
+            self.finish();
+        }
+    }
+
+    fn host_event(&mut self, event: Event<FromHost>) -> bool {
+        self.host.note(&event);
+        match event {
+            Event::Up => {
+                self.cells.forget();
+                self.observed.clear();
+                self.look();
+                self.host.send(ToHost::Complete);
+                false
+            }
+            Event::Down => false,
+            Event::Message(FromHost::Observed { cell, generation, fault }) => {
+                if let Some(fault) = &fault {
+                    eprintln!("control: {cell}: {fault}");
+                }
+                self.observed.insert(cell, (generation, fault));
+                false
+            }
+            Event::Message(FromHost::Sandbox { workload, incarnation, event }) => {
+                self.serving.sandbox_says(&self.control, &workload, incarnation, event)
+            }
+            Event::Message(message) => {
+                self.serving.host_says(&self.control, message);
+                false
+            }
+        }
+    }
+
+    fn proxy_event(&mut self, event: Event<FromProxy>) -> bool {
+        self.proxy.note(&event);
+        match event {
+            Event::Up => {
+                self.edge.forget();
+                self.keys = None;
+                self.look();
+                self.proxy.send(ToProxy::Complete);
+                self.mark_proxy();
+                false
+            }
+            Event::Down => false,
+            Event::Message(FromProxy::Applied(mark)) => {
+                self.proxy_applied = self.proxy_applied.max(mark);
+                false
+            }
+            Event::Message(message) => self.serving.proxy_says(&self.control, message),
+        }
+    }
+
+    fn guest_event(&mut self, event: Event<FromGuest>) -> bool {
+        self.guest.note(&event);
+        match event {
+            Event::Up => {
+                self.guests.forget();
+                self.look();
+                self.guest.send(ToGuest::Complete);
+                self.mark_guest();
+            }
+            Event::Down => {}
+            Event::Message(FromGuest::Applied(mark)) => self.guest_applied = self.guest_applied.max(mark),
+            Event::Message(message) => {
+                if let Some(answer) = self.serving.guest_asks(&self.control, message) {
+                    self.guest.send(answer);
+                }
+            }
+        }
+        false
+    }
+
+    fn tick(&mut self) -> bool {
+        let now = self.control.now();
+        self.end_quarantines(now);
+        self.serving.tick(&self.control, now)
+    }
+
+    fn end_quarantines(&self, now: Timestamp) {
+        let over = |world: &World| world.quarantine.iter().any(|(_, q)| q.until <= now);
+        if !over(&self.control.read()) {
+            return;
+        }
+        let freed = self.control.commit(|world, txn| {
+            for ((network, address), q) in &world.quarantine {
+                if q.until <= now {
+                    txn.push(Change::NoQuarantine(*network, *address));
+                }
+            }
+            Ok(())
+        });
+        if let Err(fault) = freed {
+            eprintln!("control: cannot end a quarantine: {fault}");
+        }
+    }
+
+    /// Plans, compares, sends, and notes which operations wait for what was sent.
+    fn look(&mut self) {
+        let control = self.control.clone();
+        let changes = control.take_touched();
+        let world = control.read();
+        let now = control.now();
+        let sent_cells = self.send_cells(&world);
+        let sent_edge = self.send_edge(&world);
+        let sent_guests = self.send_guests(&world);
+        let started: Vec<String> = if self.waits.is_empty() && changes.is_empty() {
+            running(&world).collect()
+        } else {
+            let names = changes.iter().filter_map(|c| match c {
+                Change::Operation(o) if !o.is_done() => Some(o.name.clone()),
+                _ => None,
+            });
+            names.collect()
+        };
+        let proxy = sent_edge.then(|| self.mark_proxy());
+        let guest = sent_guests.then(|| self.mark_guest());
+        for name in started {
+            self.waits.entry(name).or_insert_with(|| Waits { cells: sent_cells.clone(), proxy, guest, since: now });
+        }
+    }
+
+    fn send_cells(&mut self, world: &World) -> BTreeMap<CellId, Generation> {
+        let mut want: BTreeMap<CellId, CellPlan> = BTreeMap::new();
+        for network in world.all::<vpc::Network>() {
+            let plan = plan::vpc(world, network, &self.settings);
+            want.insert(CellId::Vpc(NetworkId(network.id.0)), CellPlan::Vpc(plan));
+        }
+        for seat in world.seats.values() {
+            if let Holder::Vm(_) = seat.holder
+                && let Some(plan) = plan::vm(world, seat)
+            {
+                want.insert(CellId::Workload(seat.workload.clone()), CellPlan::Workload(plan));
+            }
+        }
+        let containers = self.serving.cells(world);
+        want.extend(containers.into_iter().map(|(id, plan)| (CellId::Workload(id), plan)));
+        want.insert(CellId::Fabric, CellPlan::Fabric(self.serving.fabric(world)));
+        self.close_cut_clients(&want);
+        let mut sent = BTreeMap::new();
+        if !self.host.is_up() {
+            // Sent when it is back; until then whoever asked for these waits.
+            for (cell, plan) in want {
+                if self.cells.get(&cell) != Some(&plan) {
+                    sent.insert(cell, Generation(world.revision));
+                }
+            }
+            return sent;
+        }
+        for delta in self.cells.update(want) {
+            let (cell, message) = match delta {
+                Delta::Set(cell, plan) => {
+                    let generation = self.generation(&cell, world);
+                    (cell.clone(), ToHost::Apply { cell, generation, plan: Box::new(plan) })
+                }
+                Delta::Unset(cell) => {
+                    let generation = self.generation(&cell, world);
+                    (cell.clone(), ToHost::Remove { cell, generation })
+                }
+            };
+            sent.insert(cell.clone(), self.generations[&cell]);
+            self.host.send(message);
+        }
+        sent
+    }
+
+    /// Generations follow the store's revision, so that they keep growing over restarts; a plan that changes for another
+    /// reason than a commit gets the next number.
+    fn generation(&mut self, cell: &CellId, world: &World) -> Generation {
+        let last = self.generations.entry(cell.clone()).or_default();
+        *last = Generation(world.revision).max(last.next());
+        *last
+    }
+
+    /// A NAT address that has just been cut off may still have connections open at the proxy.
+    fn close_cut_clients(&self, want: &BTreeMap<CellId, CellPlan>) {
+        for (cell, plan) in want {
+            let (CellId::Vpc(network), CellPlan::Vpc(plan)) = (cell, plan) else { continue };
+            let before = match self.cells.get(cell) {
+                Some(CellPlan::Vpc(before)) => &before.cut,
+                _ => continue,
+            };
+            for peer in plan.cut.difference(before) {
+                self.proxy.send(ToProxy::CloseClients { network: *network, peer: *peer });
+            }
+        }
+    }
+
+    fn send_edge(&mut self, world: &World) -> bool {
+        let mut want = self.serving.edge(world);
+        for (id, listener) in plan::listeners(world) {
+            want.insert(EdgeKey::Listener(id), EdgeItem::Listener(id, Box::new(listener)));
+        }
+        for network in world.all::<vpc::Network>() {
+            let id = NetworkId(network.id.0);
+            want.insert(EdgeKey::Network(id), EdgeItem::Network(id, plan::source_prefix(id)));
+        }
+        if !self.proxy.is_up() {
+            return want.iter().any(|(key, item)| self.edge.get(key) != Some(item));
+        }
+        let keys = self.serving.keys(world);
+        let mut sent = false;
+        if self.keys.as_ref() != Some(&keys) {
+            self.proxy.send(ToProxy::Set(keys.clone()));
+            self.keys = Some(keys);
+            sent = true;
+        }
+        for delta in self.edge.update(want) {
+            self.proxy.send(match delta {
+                Delta::Set(_, item) => ToProxy::Set(item),
+                Delta::Unset(key) => ToProxy::Unset(key),
+            });
+            sent = true;
+        }
+        sent
+    }
+
+    fn send_guests(&mut self, world: &World) -> bool {
+        let mut want = self.serving.guests(world);
+        for seat in world.seats.values() {
+            if let Some((seat, identity)) = plan::vm_identity(world, seat) {
+                want.insert(GuestKey::Workload(seat), GuestItem::Workload(seat, Box::new(identity)));
+            }
+        }
+        for network in world.all::<vpc::Network>() {
+            let realm = Realm::Vpc(NetworkId(network.id.0));
+            want.insert(GuestKey::Names(realm), GuestItem::Names(realm, plan::names(world, &network.link)));
+        }
+        if !self.guest.is_up() {
+            return want.iter().any(|(key, item)| self.guests.get(key) != Some(item));
+        }
+        let deltas = self.guests.update(want);
+        let sent = !deltas.is_empty();
+        for delta in deltas {
+            self.guest.send(match delta {
+                Delta::Set(_, item) => ToGuest::Set(item),
+                Delta::Unset(key) => ToGuest::Unset(key),
+            });
+        }
+        sent
+    }
+
+    fn mark_proxy(&mut self) -> u64 {
+        self.marks += 1;
+        self.proxy.send(ToProxy::Mark(self.marks));
+        self.marks
+    }
+
+    fn mark_guest(&mut self) -> u64 {
+        self.marks += 1;
+        self.guest.send(ToGuest::Mark(self.marks));
+        self.marks
+    }
+
+    /// Ends the operations whose last confirmation has come, failed, or stayed away too long.
+    fn finish(&mut self) {
+        if self.waits.is_empty() {
+            return;
+        }
+        let now = self.control.now();
+        let mut outcomes: Vec<(String, Option<Fault>)> = Vec::new();
+        for (name, waits) in &self.waits {
+            if let Some(outcome) = self.outcome(waits, now) {
+                outcomes.push((name.clone(), outcome));
+            }
+        }
+        if outcomes.is_empty() {
+            return;
+        }
+        match self.control.finish(&outcomes) {
+            Ok(()) => {
+                for (name, _) in &outcomes {
+                    self.waits.remove(name);
+                }
+            }
+            // They stay open and are tried again at the next turn.
+            Err(fault) => eprintln!("control: cannot finish operations: {fault}"),
+        }
+    }
+
+    fn outcome(&self, waits: &Waits, now: Timestamp) -> Option<Option<Fault>> {
+        let mut fault = None;
+        let mut open = waits.proxy.is_some_and(|m| m > self.proxy_applied) || waits.guest.is_some_and(|m| m > self.guest_applied);
+        for (cell, generation) in &waits.cells {
+            match self.observed.get(cell) {
+                Some((seen, why)) if seen >= generation => {
+                    if let Some(why) = why {
+                        fault = Some(Fault::internal(format!("The machine could not be changed: {cell}: {why}")));
+                    }
+                }
+                _ => open = true,
+            }
+        }
+        if !open {
+            return Some(fault);
+        }
+        let late = now.since(waits.since) > OPERATION_DEADLINE;
+        late.then(|| Some(fault.unwrap_or_else(|| Fault::internal("The machine did not confirm the change in time."))))
+    }
+}
+
+fn running(world: &World) -> impl Iterator<Item = String> + '_ {
+    world.operations.values().filter(|o| !o.is_done()).map(|o| o.name.clone())
+}

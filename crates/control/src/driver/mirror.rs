@@ -1,0 +1,62 @@
+//! What another process was last told, so that only differences are sent.
+
+use std::collections::BTreeMap;
+
+pub(super) struct Mirror<K, V> {
+    sent: BTreeMap<K, V>,
+}
+
+/// One difference, in the order in which it should be sent: additions before removals.
+#[derive(Debug, PartialEq)]
+pub(super) enum Delta<K, V> {
+    Set(K, V),
+    Unset(K),
+}
+
+impl<K: Ord + Clone, V: PartialEq + Clone> Mirror<K, V> {
+    pub fn new() -> Mirror<K, V> {
+        Mirror { sent: BTreeMap::new() }
+    }
+
+    /// The other side forgot everything.
+    pub fn forget(&mut self) {
+        self.sent.clear();
+    }
+
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.sent.get(key)
+    }
+
+    /// What to send so that the other side holds exactly `want`; afterwards it counts as sent.
+    pub fn update(&mut self, want: BTreeMap<K, V>) -> Vec<Delta<K, V>> {
+        let mut deltas = Vec::new();
+        for (key, value) in &want {
+            if self.sent.get(key) != Some(value) {
+                deltas.push(Delta::Set(key.clone(), value.clone()));
+            }
+        }
+        deltas.extend(self.sent.keys().filter(|k| !want.contains_key(k)).cloned().map(Delta::Unset));
+        self.sent = want;
+        deltas
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_differences_are_sent_and_everything_again_after_the_other_side_forgot() {
+        let mut mirror = Mirror::new();
+        let one = BTreeMap::from([("a", 1), ("b", 2)]);
+        assert_eq!(mirror.update(one.clone()), [Delta::Set("a", 1), Delta::Set("b", 2)]);
+        assert_eq!(mirror.update(one.clone()), []);
+        assert_eq!(mirror.update(BTreeMap::from([("b", 3), ("c", 4)])), [
+            Delta::Set("b", 3),
+            Delta::Set("c", 4),
+            Delta::Unset("a")
+        ]);
+        mirror.forget();
+        assert_eq!(mirror.update(one).len(), 2);
+    }
+}
