@@ -11,6 +11,18 @@ pub const API_BODY_BYTES_MAX: usize = 10 << 20;
 pub const API_CONNECTIONS_MAX: usize = 4_096;
 /// A client that sends no complete request head within this is disconnected.
 pub const HEAD_READ_MAX: Duration = Duration::from_secs(20);
+/// Bytes and header lines of one request head; more is answered 431.
+pub const API_HEAD_BYTES_MAX: usize = 64 << 10;
+pub const API_HEADERS_MAX: usize = 100;
+/// A client that sends no complete body within this is disconnected.
+pub const API_BODY_READ_MAX: Duration = Duration::from_secs(60);
+/// Bodies above the first size are read by at most this many connections at once, so that memory has a bound.
+pub const API_SMALL_BODY_BYTES: u64 = 64 << 10;
+pub const API_LARGE_BODIES_MAX: usize = 16;
+/// A client that takes nothing of its answer for this long is disconnected.
+pub const API_WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+/// Calls in one batch. Source: Compute batch, 1000.
+pub const BATCH_PARTS_MAX: usize = 1_000;
 /// `operations.wait` answers after this whatever the state. Source: Compute, "about two minutes".
 pub const OPERATION_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Finished operations stay readable this long. Source: Compute, about 14 days.
