@@ -5,13 +5,14 @@
 //! answers the question an error leaves open: did the group reach the disk or not?
 
 use std::{
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use model::limits;
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
 use crate::{
     kv::{Entry, Revision, StoreError},
@@ -88,7 +89,31 @@ impl From<DiskError> for StoreError {
 /// The opener for a real file.
 pub(crate) fn file(path: &Path) -> Opener {
     let path: PathBuf = path.to_owned();
-    Box::new(move |builder| builder.create(&path))
+    Box::new(move |builder| {
+        if !path.try_exists().map_err(StorageError::Io)? {
+            give_birth(builder, &path)?;
+        }
+        builder.open(&path)
+    })
+}
+
+/// Makes the file under another name first: redb cannot open one whose making was cut short.
+fn give_birth(builder: &Builder, path: &Path) -> Result<(), DatabaseError> {
+    let mut unborn = path.as_os_str().to_owned();
+    unborn.push(".new");
+    match fs::remove_file(&unborn) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(StorageError::Io(error).into()),
+    }
+    builder.create(&unborn)?.close()?;
+    let settle = || -> io::Result<()> {
+        File::open(&unborn)?.sync_all()?;
+        fs::rename(&unborn, path)?;
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent)?.sync_all()
+    };
+    Ok(settle().map_err(StorageError::Io)?)
 }
 
 impl Disk {
@@ -259,4 +284,91 @@ fn decode(key: &str, stored: &[u8]) -> Result<Entry, StoreError> {
         create_revision: Revision(number(8)),
         version: number(16),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+
+    /// A file that outlives its database.
+    #[derive(Clone, Debug)]
+    struct Kept(Arc<InMemoryBackend>);
+
+    impl redb::StorageBackend for Kept {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write(offset, data)
+        }
+    }
+
+    fn opener(kept: &Kept) -> Opener {
+        let kept = kept.clone();
+        Box::new(move |builder| builder.create_with_backend(kept.clone()))
+    }
+
+    fn a_file_of_form_1(entries: &[(&str, &str)]) -> Kept {
+        let kept = Kept(Arc::new(InMemoryBackend::new()));
+        let (mut disk, loaded) = Disk::open_as(opener(&kept), 1, &[]).unwrap();
+        let state = crate::memory::State::new(loaded.entries, loaded.revision, 0);
+        let mut staged = Staged::on(&state);
+        let txn = entries.iter().fold(crate::Txn::new(), |txn, (key, value)| txn.put(*key, *value));
+        let _ = staged.add(&state, txn);
+        disk.write(&staged).unwrap();
+        kept
+    }
+
+    #[test]
+    fn an_older_form_is_brought_up_to_date_once_and_keeps_its_revisions() {
+        static RUNS: Mutex<u32> = Mutex::new(0);
+        fn step(key: &str, value: &[u8]) -> Rewrite {
+            *RUNS.lock().unwrap() += 1;
+            match key {
+                "a" => Rewrite::Move { key: "b".to_owned(), value: value.to_vec() },
+                "b" => Rewrite::Move { key: "c".to_owned(), value: b"moved".to_vec() },
+                "d" => Rewrite::Drop,
+                "e" => Rewrite::Value(b"new".to_vec()),
+                _ => Rewrite::Keep,
+            }
+        }
+        let kept = a_file_of_form_1(&[("a", "1"), ("b", "2"), ("d", "3"), ("e", "4"), ("f", "5")]);
+        for _ in 0..2 {
+            let (_, loaded) = Disk::open_as(opener(&kept), 2, &[step]).unwrap();
+            let seen: Vec<_> =
+                loaded.entries.iter().map(|e| (&*e.key, String::from_utf8_lossy(&e.value).into_owned())).collect();
+            let want = [("b", "1"), ("c", "moved"), ("e", "new"), ("f", "5")].map(|(k, v)| (k, v.to_owned()));
+            assert_eq!(seen, want);
+            assert!(loaded.entries.iter().all(|e| e.mod_revision == Revision(1) && e.version == 1));
+            assert_eq!(loaded.revision, Revision(1));
+        }
+        assert_eq!(*RUNS.lock().unwrap(), 5);
+    }
+
+    #[test]
+    fn a_newer_form_is_refused_and_left_alone() {
+        fn step(_: &str, _: &[u8]) -> Rewrite {
+            Rewrite::Keep
+        }
+        let kept = a_file_of_form_1(&[("a", "1")]);
+        drop(Disk::open_as(opener(&kept), 2, &[step]).unwrap());
+        assert!(matches!(
+            Disk::open_as(opener(&kept), 1, &[]),
+            Err(StoreError::Newer { what: "form", found: 2, known: 1 })
+        ));
+        assert_eq!(Disk::open_as(opener(&kept), 2, &[step]).unwrap().1.entries.len(), 1);
+    }
 }

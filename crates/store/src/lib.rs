@@ -19,6 +19,9 @@ mod memory;
 pub mod schema;
 mod watch;
 
+#[cfg(test)]
+mod crash;
+
 pub use embedded::Embedded;
 pub use kv::{
     Batch, Change, Compare, Entry, Event, Kv, Outcome, Revision, Snapshot, StoreError, TooLarge, Txn, Value, Waker,

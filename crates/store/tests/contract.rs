@@ -1,4 +1,5 @@
 //! What every store promises, run on each. A new implementation adds one line to the macro at the end.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     collections::BTreeMap,
@@ -110,7 +111,7 @@ fn of_many_that_want_the_same_place_one_gets_it(kv: &dyn Kv) {
             let won = &won;
             scope.spawn(move || {
                 match kv.commit(Txn::new().when_absent("place").put("place", n.to_string())).unwrap() {
-                    Outcome::Committed { .. } => drop(won.fetch_add(1, Ordering::SeqCst)),
+                    Outcome::Committed { .. } => _ = won.fetch_add(1, Ordering::SeqCst),
                     Outcome::Conflict { now, .. } => assert_ne!(now, Revision::ABSENT),
                 }
             });
@@ -173,7 +174,7 @@ fn a_waker_is_called_also_for_what_came_before_it(kv: &dyn Kv) {
     let mut watch = kv.watch("", at).unwrap();
     put(kv, "a", "1");
     let counter = calls.clone();
-    watch.on_ready(Box::new(move || drop(counter.fetch_add(1, Ordering::SeqCst))));
+    watch.on_ready(Box::new(move || _ = counter.fetch_add(1, Ordering::SeqCst)));
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     put(kv, "b", "1");
     assert_eq!(calls.load(Ordering::SeqCst), 2, "an acknowledged change has been announced");
@@ -207,7 +208,7 @@ fn watchers_see_every_transaction_of_a_crowd_once_and_in_order(kv: &dyn Kv) {
     let mut watch = kv.watch("", start).unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            scope.spawn(move || (0..50).for_each(|n| drop(put(kv, &format!("{thread}/{n}"), ""))));
+            scope.spawn(move || (0..50).for_each(|n| _ = put(kv, &format!("{thread}/{n}"), "")));
         }
         let mut seen = Vec::new();
         while seen.len() < 200 {
@@ -292,6 +293,15 @@ fn a_store_opened_again_is_as_it_was_left() {
     assert_eq!(kv.range("").unwrap(), before);
     assert!(matches!(kv.watch("", Revision(1)), Err(StoreError::Relist { .. })));
     assert_eq!(put(&kv, "c", "1"), before.revision.next());
+}
+
+#[test]
+fn a_file_whose_making_was_cut_short_is_made_anew() {
+    let dir = Scratch::new();
+    std::fs::write(dir.0.join("store.new"), "half a dat").unwrap();
+    put(&Embedded::open(&dir.file()).unwrap(), "a", "1");
+    let names: Vec<_> = std::fs::read_dir(&dir.0).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(names, ["store"]);
 }
 
 #[test]
