@@ -1,0 +1,4 @@
+//! One file per Google API (`gcp/compute.rs`, `gcp/run.rs`, `gcp/iam.rs`, …), each with a type that implements
+//! [`crate::call::Api`]: match the path, check the body against [`crate::schema`], call `control`, render the answer.
+//!
+//! What belongs to no single API (errors, lists, masks, batches) lives one floor up and is not repeated here.
