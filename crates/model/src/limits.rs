@@ -94,6 +94,8 @@ pub const PROBE_RETRY_MIN: Duration = Duration::from_millis(1);
 pub const PROBE_RETRY_MAX: Duration = Duration::from_millis(20);
 /// Idle connections kept to an instance are closed after this. Source: ALB, backend keep-alive, 600 s.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(600);
+/// Idle connections kept to one instance, over all sources; the one unused for longest goes first.
+pub const UPSTREAM_IDLE_MAX: usize = 1_000;
 /// `FromProxy::Demand` of one revision is sent at most once in this time.
 pub const DEMAND_INTERVAL: Duration = Duration::from_millis(50);
 /// Request records wait this long for company before they go to control.
@@ -106,6 +108,17 @@ pub const REPORT_QUEUE_MAX: usize = 1_024;
 pub const OUTSIDE_LINE_BYTES_MAX: usize = 1_024;
 /// Verified invoker tokens remembered.
 pub const TOKEN_CACHE_MAX: usize = 4_096;
+
+/// Revisions kept per service; the oldest that serve nothing go first. Source: Cloud Run keeps 1000; ours go in one
+/// transaction with the service.
+pub const RUN_REVISIONS_MAX: usize = 200;
+/// Operations of one service that stay readable.
+pub const RUN_OPERATIONS_MAX: usize = 20;
+/// A crashed instance is not replaced before this has passed, doubling with every crash in a row, up to that.
+pub const RUN_RESTART_MIN: Duration = Duration::from_secs(1);
+pub const RUN_RESTART_MAX: Duration = Duration::from_secs(300);
+/// One pull of an image and one start may take this long before the revision is given up, beside its probe's time.
+pub const RUN_START_MAX: Duration = Duration::from_secs(60);
 
 // ---- identity ----
 
@@ -127,8 +140,20 @@ pub const METADATA_TOKEN_LEFT_MIN: Duration = Duration::from_secs(300);
 pub const SIGNING_KEY_LIFE: Duration = Duration::from_secs(14 * 86_400);
 /// A signing key is published this long before its first use, so that verifiers with a cached key set know it.
 pub const SIGNING_KEY_PUBLISHED_AHEAD: Duration = Duration::from_secs(86_400);
+/// Service accounts that users make in one project. Source: IAM, 100.
+pub const ACCOUNTS_PER_PROJECT_MAX: usize = 100;
+/// Keys that users hold of one service account. Source: IAM, 10.
+pub const ACCOUNT_KEYS_MAX: usize = 10;
+/// The operator's own token, written at every start.
+pub const OPERATOR_TOKEN_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
+/// A user's refresh token.
+pub const REFRESH_TOKEN_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// Minted tokens kept for workloads that ask again.
+pub const MINT_CACHE_MAX: usize = 4_096;
 /// Members in one policy. Source: IAM, 1500.
 pub const POLICY_MEMBERS_MAX: usize = 1_500;
+/// Permissions in one `testIamPermissions`. Source: IAM, 100.
+pub const TEST_PERMISSIONS_MAX: usize = 100;
 
 // ---- store ----
 
