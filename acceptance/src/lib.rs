@@ -1,0 +1,261 @@
+//! A whole cloud for one test, used as its users use it: through the `tombolo` command and the public doors.
+//!
+//! The cloud is on a leash: when the test ends, also by a panic or by `kill -9`, its standard input closes and it takes
+//! itself down. Start with [`Cloud::up`].
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+pub const REGION: &str = "asia-northeast1";
+pub const ZONE: &str = "asia-northeast1-b";
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Cloud {
+    pub name: String,
+    pub door: SocketAddr,
+    pub token: String,
+    process: Child,
+    leash: Option<ChildStdin>,
+    ephemeral: bool,
+}
+
+/// What one command printed and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Said {
+    fn of(output: &Output) -> Said {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+        Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    /// The standard output of a command that must succeed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.out, self.err);
+        self.out
+    }
+}
+
+/// An answer of an API.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Value,
+}
+
+/// The program under test: next to this test's own binary.
+pub fn tombolo() -> PathBuf {
+    let me = std::env::current_exe().expect("a test knows its own path");
+    let dir = me.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
+    let path = dir.join("tombolo");
+    assert!(path.exists(), "{} is not built: run `cargo build --package tombolo` first", path.display());
+    path
+}
+
+impl Cloud {
+    /// A throwaway cloud with nothing in it.
+    pub fn up() -> Cloud {
+        Cloud::start(&fresh_name(), true, &[])
+    }
+
+    pub fn up_with(args: &[&str]) -> Cloud {
+        Cloud::start(&fresh_name(), true, args)
+    }
+
+    /// A cloud that keeps its state between [`Cloud::down`] and the next `start` of the same name; the test removes it.
+    pub fn start(name: &str, ephemeral: bool, args: &[&str]) -> Cloud {
+        let mut command = Command::new(tombolo());
+        command.args(["up", "--leash", "--cloud", name]).args(args);
+        if ephemeral {
+            command.arg("--ephemeral");
+        }
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("tombolo starts");
+        let leash = process.stdin.take();
+        let mut lines = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
+        let ready = lines.next().and_then(Result::ok).unwrap_or_default();
+        let door = ready.rsplit("http://").next().and_then(|d| d.parse().ok());
+        let door = door.unwrap_or_else(|| panic!("no ready line but {ready:?}"));
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        let token = std::fs::read_to_string(format!("/var/lib/tombolo/{name}/control/admin-token")).expect("the operator's token");
+        Cloud { name: name.to_owned(), door, token: token.trim().to_owned(), process, leash, ephemeral }
+    }
+
+    /// Takes the cloud down in order and waits for it.
+    pub fn down(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        drop(self.leash.take());
+        let deadline = Instant::now() + PATIENCE;
+        while self.process.try_wait().is_ok_and(|s| s.is_none()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+
+    /// Process ids of a role, by the name it gives itself.
+    pub fn pids(&self, role: &str) -> Vec<i32> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = cmdline.split(|b| *b == 0).collect();
+            let named = words.first().is_some_and(|w| w.ends_with(format!("tombolo-{role}").as_bytes()));
+            if named && words.contains(&self.name.as_bytes()) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    pub fn kill(&self, role: &str) {
+        for pid in self.pids(role) {
+            drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
+        }
+    }
+
+    /// `tombolo <args>` against this cloud.
+    pub fn tombolo(&self, command: &str, args: &[&str]) -> Said {
+        let mut words = vec![command, "--cloud", &self.name];
+        words.extend(args);
+        Said::of(&Command::new(tombolo()).args(words).stdin(Stdio::null()).output().expect("tombolo starts"))
+    }
+
+    /// A command in a VM.
+    pub fn in_vm(&self, vm: &str, script: &str) -> Said {
+        self.tombolo("ssh", &[vm, "--", "sh", "-c", script])
+    }
+
+    /// The environment of `tombolo env`, as pairs.
+    pub fn env(&self) -> Vec<(String, String)> {
+        let text = self.tombolo("env", &[]).ok();
+        let pairs = text.lines().filter_map(|l| l.strip_prefix("export ")?.split_once('='));
+        pairs.map(|(k, v)| (k.to_owned(), v.trim_matches('\'').to_owned())).collect()
+    }
+
+    /// The real `gcloud`, unmodified, pointed at this cloud.
+    pub fn gcloud(&self, args: &str) -> Said {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("gcloud {args}")]);
+        command.env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1").env_remove("NO_PROXY").env_remove("no_proxy");
+        Said::of(&command.envs(self.env()).stdin(Stdio::null()).output().expect("sh starts"))
+    }
+
+    /// One call with the operator's token.
+    pub fn call(&self, method: &str, host: &str, path: &str, body: Option<Value>) -> Answer {
+        self.call_as(Some(&self.token), method, host, path, body)
+    }
+
+    pub fn call_as(&self, token: Option<&str>, method: &str, host: &str, path: &str, body: Option<Value>) -> Answer {
+        let body = body.map(|b| b.to_string()).unwrap_or_default();
+        let authorization = token.map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
+        let mut stream = TcpStream::connect(self.door).expect("the door is open");
+        stream.set_read_timeout(Some(PATIENCE * 3)).expect("a timeout above zero");
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("the door reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the door answers");
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("an HTTP answer");
+        let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+        let text = String::from_utf8_lossy(&answer[end + 4..]).into_owned();
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+        Answer { status, head, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+    }
+
+    /// A Compute call that must succeed, awaited until its operation is done; returns the operation.
+    #[track_caller]
+    pub fn compute(&self, method: &str, path: &str, body: Value) -> Value {
+        let operation = self.compute_fails(method, path, body);
+        assert!(operation["error"].is_null(), "{method} {path}: {operation}");
+        operation
+    }
+
+    /// As [`Cloud::compute`], but the operation may have failed.
+    #[track_caller]
+    pub fn compute_fails(&self, method: &str, path: &str, body: Value) -> Value {
+        let first = self.call(method, "compute.googleapis.com", &format!("/compute/v1/{path}"), Some(body));
+        assert_eq!(first.status, 200, "{method} {path}: {}", first.body);
+        let link = first.body["selfLink"].as_str().expect("an operation").to_owned();
+        let at = link.find("/compute/v1/").expect("a compute link");
+        let mut operation = first.body;
+        while operation["status"] != "DONE" {
+            operation = self.call("POST", "compute.googleapis.com", &format!("{}/wait", &link[at..]), Some(json!({}))).body;
+        }
+        operation
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Value {
+        let answer = self.call("GET", "compute.googleapis.com", &format!("/compute/v1/{path}"), None);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer.body
+    }
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        self.end();
+        if !self.ephemeral && std::thread::panicking() {
+            drop(std::fs::remove_dir_all(format!("/var/lib/tombolo/{}", self.name)));
+        }
+    }
+}
+
+/// Whether a stock client is installed; a test that needs it and does not find it says so and is counted.
+pub fn installed(program: &str, test: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().is_ok_and(|o| o.status.success());
+    if !found {
+        println!("SKIPPED {test}: {program} is not installed");
+        // The harness captures what tests print; the counter reads the real standard output.
+        drop(writeln!(std::fs::File::options().append(true).open("/dev/stdout").expect("stdout"), "SKIPPED {test}"));
+    }
+    found
+}
+
+/// Asks until the answer is there; panics with the last one when patience ends.
+#[track_caller]
+pub fn until<T: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(last) if Instant::now() > deadline => panic!("{what}: still {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+fn fresh_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 64;
+    let mut name = String::from("t");
+    let mut rest = n % 36_u32.pow(5);
+    for _ in 0..5 {
+        name.push(char::from_digit(rest % 36, 36).expect("below 36"));
+        rest /= 36;
+    }
+    name
+}
