@@ -16,6 +16,7 @@ pub mod gcp;
 pub mod host;
 pub mod mask;
 pub mod reply;
+pub mod schema;
 mod stall;
 #[cfg(test)]
 mod testing;
