@@ -177,8 +177,16 @@ pub const STORE_CACHE_BYTES: usize = 4 << 20;
 
 /// Characters of a log filter. Source: Logging, 20 000.
 pub const FILTER_CHARS_MAX: usize = 20_000;
+/// Brackets within brackets of a log filter.
+pub const FILTER_DEPTH_MAX: usize = 64;
 /// Bytes of logs kept on disk per cloud; the oldest segment goes first.
 pub const LOG_DISK_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of one segment of the log: what is deleted at once when there is too much, and read at least by a query.
+pub const LOG_SEGMENT_BYTES: u64 = 4 << 20;
+/// Bytes of entries that are not on disk yet; while there are more, new ones are dropped and counted.
+pub const LOG_UNWRITTEN_BYTES_MAX: u64 = 8 << 20;
+/// An entry is on disk this long after it came, unless the disk refuses it.
+pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(200);
 /// Records waiting to be written; more are dropped and the drop is recorded.
 pub const LOG_QUEUE_MAX: usize = 65_536;
 

@@ -1,0 +1,173 @@
+//! What the proxy tells control: reports, demand and request records, while control is there and while it is not.
+//!
+//! Records wait for control up to a limit and the lost ones are counted. Reports are levels, not edges: what control
+//! missed is said again when it sends its plan. Start with [`Outbox::next`], which the link's writer calls.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::{Rc, Weak},
+    time::{Duration, Instant},
+};
+
+use model::{
+    limits::{DEMAND_INTERVAL, LOG_QUEUE_MAX, RECORD_BATCH_MAX, RECORD_BATCH_WAIT, REPORT_QUEUE_MAX},
+    planned::edge::FromProxy,
+    record::RequestRecord,
+};
+use tokio::sync::Notify;
+
+use crate::revision::Revision;
+
+#[derive(Default)]
+pub struct Outbox {
+    connected: Cell<bool>,
+    reports: RefCell<VecDeque<FromProxy>>,
+    changed: RefCell<VecDeque<Weak<Revision>>>,
+    records: RefCell<VecDeque<RequestRecord>>,
+    lost: Cell<u64>,
+    /// When the oldest waiting record came.
+    batch_began: Cell<Option<Instant>>,
+    wake: Notify,
+}
+
+/// What the writer has to do.
+#[derive(Debug)]
+pub enum Next {
+    Send(FromProxy),
+    Wait(Duration),
+    Nothing,
+}
+
+impl Outbox {
+    /// A control process is there; what was said to the one before is forgotten.
+    pub fn connect(&self) {
+        self.reports.borrow_mut().clear();
+        self.connected.set(true);
+        self.wake.notify_one();
+    }
+
+    pub fn disconnect(&self) {
+        self.connected.set(false);
+        self.reports.borrow_mut().clear();
+    }
+
+    /// Says something that control waits for.
+    pub fn report(&self, message: FromProxy) {
+        if self.connected.get() {
+            self.reports.borrow_mut().push_back(message);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Says something that will be said again: dropped while control reads too slowly.
+    pub fn hint(&self, message: FromProxy) {
+        if self.reports.borrow().len() < REPORT_QUEUE_MAX {
+            self.report(message);
+        }
+    }
+
+    /// The numbers of this revision changed.
+    pub fn demand(&self, revision: &Rc<Revision>) {
+        if !revision.demand_queued.replace(true) {
+            self.changed.borrow_mut().push_back(Rc::downgrade(revision));
+            self.wake.notify_one();
+        }
+    }
+
+    pub fn record(&self, record: RequestRecord) {
+        let mut records = self.records.borrow_mut();
+        if records.len() >= LOG_QUEUE_MAX {
+            self.lost.set(self.lost.get() + 1);
+            return;
+        }
+        records.push_back(record);
+        if records.len() == 1 {
+            self.batch_began.set(Some(Instant::now()));
+            self.wake.notify_one();
+        } else if records.len() == RECORD_BATCH_MAX {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Puts back what could not be sent.
+    pub fn put_back(&self, message: FromProxy) {
+        match message {
+            FromProxy::Requests(batch) => {
+                let mut records = self.records.borrow_mut();
+                for record in batch.into_iter().rev() {
+                    records.push_front(record);
+                }
+                while records.len() > LOG_QUEUE_MAX {
+                    records.pop_back();
+                    self.lost.set(self.lost.get() + 1);
+                }
+            }
+            FromProxy::Lost { records } => self.lost.set(self.lost.get() + records),
+            FromProxy::Applied(_)
+            | FromProxy::Demand { .. }
+            | FromProxy::Probed { .. }
+            | FromProxy::Idle { .. }
+            | FromProxy::Drained { .. }
+            | FromProxy::Broken { .. } => {}
+        }
+    }
+
+    pub async fn changed(&self) {
+        self.wake.notified().await;
+    }
+
+    /// The next message that is due.
+    pub fn next(&self, now: Instant) -> Next {
+        if let Some(report) = self.reports.borrow_mut().pop_front() {
+            return Next::Send(report);
+        }
+        let mut wait = None;
+        match self.next_demand(now) {
+            Next::Send(demand) => return Next::Send(demand),
+            Next::Wait(time) => wait = Some(time),
+            Next::Nothing => {}
+        }
+        match self.next_records(now) {
+            Next::Send(records) => Next::Send(records),
+            Next::Wait(time) => Next::Wait(wait.map_or(time, |w: Duration| w.min(time))),
+            Next::Nothing => wait.map_or(Next::Nothing, Next::Wait),
+        }
+    }
+
+    fn next_demand(&self, now: Instant) -> Next {
+        let mut changed = self.changed.borrow_mut();
+        let mut wait: Option<Duration> = None;
+        for _ in 0..changed.len() {
+            let Some(revision) = changed.pop_front().and_then(|weak| weak.upgrade()) else { continue };
+            let age = revision.demand_said.get().map_or(DEMAND_INTERVAL, |said| now.saturating_duration_since(said));
+            if age >= DEMAND_INTERVAL {
+                revision.demand_queued.set(false);
+                revision.demand_said.set(Some(now));
+                let (waiting, in_flight) = (revision.waiting(), revision.in_flight());
+                return Next::Send(FromProxy::Demand { revision: revision.key.clone(), waiting, in_flight });
+            }
+            let left = DEMAND_INTERVAL - age;
+            wait = Some(wait.map_or(left, |w| w.min(left)));
+            changed.push_back(Rc::downgrade(&revision));
+        }
+        wait.map_or(Next::Nothing, Next::Wait)
+    }
+
+    fn next_records(&self, now: Instant) -> Next {
+        let lost = self.lost.take();
+        if lost > 0 {
+            return Next::Send(FromProxy::Lost { records: lost });
+        }
+        let mut records = self.records.borrow_mut();
+        if records.is_empty() {
+            return Next::Nothing;
+        }
+        let age = self.batch_began.get().map_or(RECORD_BATCH_WAIT, |began| now.saturating_duration_since(began));
+        if records.len() < RECORD_BATCH_MAX && age < RECORD_BATCH_WAIT {
+            return Next::Wait(RECORD_BATCH_WAIT - age);
+        }
+        let count = records.len().min(RECORD_BATCH_MAX);
+        Next::Send(FromProxy::Requests(records.drain(..count).collect()))
+    }
+}

@@ -1,0 +1,314 @@
+//! One request, from its head to its answer: the order of the checks is the front end's.
+//!
+//! sane → route (404) → ingress (404) → invoker (401, 403) → revision → instance (429, 503) → container → timeout (504).
+//! Start with [`handle`].
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv6Addr},
+    rc::Rc,
+};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header::{CONTENT_LENGTH, HOST, UPGRADE},
+    request::Parts,
+};
+use hyper::body::{Body, Incoming};
+use model::{limits::RUN_BODY_BYTES_MAX, planned::edge::Route, run::Ingress};
+
+use crate::{
+    Proxy,
+    body::{Meter, Reply, Source, Upload},
+    client::{Client, Origin, Turn},
+    exchange::{Arrival, Exchange, Head, Parties},
+    header,
+    plan::Service,
+    refusal::Refusal,
+    revision::{NoSlot, Revision, Slot},
+    route,
+    trace::Trace,
+    upstream::{self, Family},
+};
+
+/// Answers one request.
+pub async fn handle(
+    proxy: Rc<Proxy>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Response<Reply>, Infallible> {
+    let arrival = Arrival::now();
+    let turn = Turn::begin(proxy.clone(), client.clone());
+    let (mut parts, body) = request.into_parts();
+    let trace = Trace::of(&parts.headers, &proxy.dice);
+    let uri = parts.uri.clone();
+    let found = sane(&mut parts).and_then(|host| {
+        let found = find(&proxy, &client.origin, &host, parts.uri.path())?;
+        Ok((host, found))
+    });
+    let (host, found) = match found {
+        Ok(found) => found,
+        Err(refusal) => return Ok(refuse(refusal, &uri, None, Ours { trace, turn })),
+    };
+    let scheme = match &client.origin {
+        Origin::Listener { .. } => "http",
+        Origin::Outside { scheme, .. } => scheme,
+    };
+    let parties = Parties { service: found.service.clone(), listener: found.listener(&client), remote: found.remote };
+    let head = Head::of(&parts, scheme, host.to_str().unwrap_or_default());
+    let mut exchange = Exchange::begin(proxy.outbox.clone(), parties, arrival, head, trace);
+    match pass_on(&proxy, &found, &mut exchange, &turn, (parts, body), trace).await {
+        Ok((mut answer, source)) => {
+            header::to_client(&mut answer.headers, &client.hop, trace);
+            exchange.answered(&answer);
+            Ok(Response::from_parts(answer, Reply::stream(source, exchange, turn)))
+        }
+        Err(refusal) => Ok(refuse(refusal, &uri, Some(exchange), Ours { trace, turn })),
+    }
+}
+
+/// What our own answer needs.
+struct Ours {
+    trace: Trace,
+    turn: Turn,
+}
+
+fn refuse(refusal: Refusal, uri: &Uri, exchange: Option<Exchange>, ours: Ours) -> Response<Reply> {
+    let Ours { trace, turn } = ours;
+    let text = refusal.body(uri.path());
+    let mut headers = HeaderMap::new();
+    refusal.headers(&mut headers);
+    header::to_client(&mut headers, &turn.client.hop, trace);
+    let mut exchange = exchange;
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = refusal.status();
+    parts.headers = headers;
+    if let Some(exchange) = &mut exchange {
+        exchange.answered(&parts);
+        exchange.refused(refusal);
+        exchange.response_bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
+    }
+    Response::from_parts(parts, Reply::text(text, exchange, turn))
+}
+
+/// Refuses what may not be passed on, and gives the request one host and the form in which origins expect it.
+fn sane(parts: &mut Parts) -> Result<HeaderValue, Refusal> {
+    if parts.method == Method::TRACE || parts.method == Method::CONNECT {
+        return Err(Refusal::Method);
+    }
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next().ok_or(Refusal::BadRequest)?.clone();
+    if hosts.next().is_some() {
+        return Err(Refusal::BadRequest);
+    }
+    // A request in absolute form names its host itself, and `Host` gives way (RFC 9112, 3.2.2).
+    let host = match parts.uri.authority() {
+        Some(authority) => {
+            let named = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, named)| named);
+            let host = HeaderValue::from_str(named).map_err(|_| Refusal::BadRequest)?;
+            parts.headers.insert(HOST, host.clone());
+            parts.uri = match parts.uri.path_and_query() {
+                Some(path) => path.as_str().parse().map_err(|_| Refusal::BadRequest)?,
+                None => Uri::from_static("/"),
+            };
+            host
+        }
+        None => host,
+    };
+    let plain = |b: &u8| b.is_ascii_graphic() && !b"/?#@,\\<>\"".contains(b);
+    let whole = !host.is_empty() && host.as_bytes().iter().all(plain);
+    if whole { Ok(host) } else { Err(Refusal::BadRequest) }
+}
+
+/// The service a request reached.
+struct Found {
+    service: Rc<Service>,
+    tag: Option<String>,
+    /// The client as the log shows it.
+    remote: IpAddr,
+    /// From where instances are dialled.
+    from: Option<Ipv6Addr>,
+}
+
+impl Found {
+    fn listener(&self, client: &Client) -> Option<model::id::ListenerId> {
+        match &client.origin {
+            Origin::Listener { id, .. } => Some(*id),
+            Origin::Outside { .. } => None,
+        }
+    }
+}
+
+/// Route and ingress setting: whoever fails here learns nothing, writes no record and starts no instance.
+fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Result<Found, Refusal> {
+    let host = host.to_str().map_err(|_| Refusal::BadRequest)?;
+    let plan = proxy.plan.borrow();
+    match origin {
+        Origin::Listener { id, peer, .. } => {
+            let listener = plan.listener(*id).ok_or(Refusal::NoBackend)?;
+            let (service, tag) = match route::choose(&listener, host, path) {
+                Route::Service { service, tag } => (plan.service(service), tag.clone()),
+                mask @ Route::Mask { .. } => {
+                    let target = route::resolve(mask, host, path).ok_or(Refusal::NotFound)?;
+                    (plan.service(&target.service), target.tag)
+                }
+                Route::NoBackend => return Err(Refusal::NoBackend),
+            };
+            let service = service.ok_or(Refusal::NotFound)?;
+            match service.plan.ingress {
+                Ingress::All | Ingress::Internal | Ingress::InternalAndCloudLoadBalancing => {}
+                Ingress::None => return Err(Refusal::NotFound),
+            }
+            let from = match (plan.network(listener.network), peer) {
+                (Some(prefix), IpAddr::V4(peer)) => Some(upstream::source(prefix, *peer)),
+                (Some(_) | None, IpAddr::V4(_) | IpAddr::V6(_)) => None,
+            };
+            Ok(Found { service, tag, remote: from.map_or(*peer, IpAddr::V6), from })
+        }
+        Origin::Outside { peer, .. } => {
+            let name = route::without_port(host).to_ascii_lowercase();
+            let (service, tag) = plan.by_host(&name).ok_or(Refusal::NotFound)?;
+            match service.plan.ingress {
+                Ingress::All => {}
+                Ingress::Internal | Ingress::InternalAndCloudLoadBalancing | Ingress::None => {
+                    return Err(Refusal::NotFound);
+                }
+            }
+            Ok(Found { service, tag: tag.map(str::to_owned), remote: *peer, from: None })
+        }
+    }
+}
+
+/// Everything between the route and the container's answer.
+async fn pass_on(
+    proxy: &Proxy,
+    found: &Found,
+    exchange: &mut Exchange,
+    turn: &Turn,
+    (mut parts, body): (Parts, Incoming),
+    trace: Trace,
+) -> Result<(http::response::Parts, Source), Refusal> {
+    let revision = {
+        let plan = proxy.plan.borrow();
+        let service = &found.service.plan;
+        plan.gate.check(service, &mut parts.headers, exchange.arrived())?;
+        let split = route::split(&service.traffic, found.tag.as_deref(), proxy.dice.percent());
+        let key = split.ok_or(Refusal::NotFound)?;
+        plan.revision(key).ok_or(Refusal::RevisionFailed)?
+    };
+    exchange.picked(revision.clone());
+    if wants_websocket(&parts.headers) {
+        return Err(Refusal::UpgradeUnsupported);
+    }
+    if body.size_hint().lower() > RUN_BODY_BYTES_MAX {
+        return Err(Refusal::BodyTooLarge);
+    }
+    let timeout = revision.timeout();
+    turn.limit(timeout);
+    let mut deadline = Box::pin(tokio::time::sleep(timeout));
+    header::to_container(&mut parts.headers, &turn.client.hop, trace);
+    parts.version = Version::HTTP_11;
+    let is_head = parts.method == Method::HEAD;
+    let (upload, meter) = Upload::new(body);
+    exchange.uploads(meter.clone());
+    let errand = Errand { revision: &revision, from: found.from, meter };
+    let sent = tokio::select! {
+        biased;
+        sent = errand.run(Request::from_parts(parts, upload), exchange) => sent?,
+        () = deadline.as_mut() => return Err(Refusal::Timeout),
+    };
+    let (answer, inner) = sent.response.into_parts();
+    if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+        revision.say_broken(&sent.slot.instance);
+        return Err(Refusal::Malformed);
+    }
+    if !is_head && answer.headers.contains_key(CONTENT_LENGTH) && inner.size_hint().lower() > RUN_BODY_BYTES_MAX {
+        return Err(Refusal::ResponseTooLarge);
+    }
+    Ok((answer, Source { inner, sender: sent.sender, from: sent.from, deadline, slot: sent.slot }))
+}
+
+/// Other upgrades may be ignored (RFC 9110, 7.8), and clients offer `h2c` by habit.
+fn wants_websocket(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Carries a request to an instance of one revision.
+struct Errand<'a> {
+    revision: &'a Rc<Revision>,
+    from: Option<Ipv6Addr>,
+    meter: Option<Rc<Meter>>,
+}
+
+struct Sent {
+    response: Response<Incoming>,
+    sender: upstream::Sender,
+    from: Option<Ipv6Addr>,
+    slot: Slot,
+}
+
+impl Errand<'_> {
+    /// Sends, and tries once more if not a byte of the request had left.
+    async fn run(&self, request: Request<Upload>, exchange: &mut Exchange) -> Result<Sent, Refusal> {
+        let mut slot = self.revision.slot().await.map_err(|why| match why {
+            NoSlot::TimedOut | NoSlot::QueueFull => Refusal::NoInstance,
+            NoSlot::Failed => Refusal::RevisionFailed,
+        })?;
+        exchange.sent_to(&slot);
+        let mut request = request;
+        let mut is_retry = false;
+        loop {
+            let from = self.from.filter(|_| slot.instance.family.get() != Some(Family::V4));
+            let kept = if is_retry { None } else { slot.instance.pool.take(from) };
+            let sender = match kept {
+                Some(sender) => Ok((sender, from)),
+                None => self.connect(&slot, from).await,
+            };
+            let Ok((mut sender, from)) = sender else {
+                self.revision.say_broken(&slot.instance);
+                match self.revision.other_slot(&slot.instance) {
+                    Some(other) if !is_retry => slot = other,
+                    Some(_) | None => return Err(Refusal::Malformed),
+                }
+                exchange.sent_to(&slot);
+                is_retry = true;
+                continue;
+            };
+            let mut failed = match sender.try_send_request(request).await {
+                Ok(response) => return Ok(Sent { response, sender, from, slot }),
+                Err(failed) => failed,
+            };
+            match failed.take_message() {
+                Some(unsent) if !is_retry => {
+                    request = unsent;
+                    is_retry = true;
+                }
+                Some(_) | None => return Err(self.why_failed(&slot)),
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        slot: &Slot,
+        from: Option<Ipv6Addr>,
+    ) -> std::io::Result<(upstream::Sender, Option<Ipv6Addr>)> {
+        let instance = &slot.instance;
+        let (sender, family) = upstream::connect(&instance.address(), instance.family.get(), from).await?;
+        instance.family.set(Some(family));
+        Ok((sender, from.filter(|_| family == Family::V6)))
+    }
+
+    fn why_failed(&self, slot: &Slot) -> Refusal {
+        if let Some(meter) = &self.meter {
+            if meter.too_large.get() {
+                return Refusal::BodyTooLarge;
+            }
+            if meter.broken.get() {
+                return Refusal::ClientGone;
+            }
+        }
+        self.revision.say_broken(&slot.instance);
+        Refusal::Malformed
+    }
+}
