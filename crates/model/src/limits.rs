@@ -173,6 +173,38 @@ pub const STORE_HISTORY_MAX: usize = 4_096;
 /// Bytes of pages the store's file may keep in memory.
 pub const STORE_CACHE_BYTES: usize = 4 << 20;
 
+// ---- metadata and DNS ----
+
+/// Connections to the metadata server: of one workload, so that it cannot take its neighbours' share, and of one realm.
+pub const METADATA_CONNECTIONS_PER_PEER_MAX: usize = 64;
+pub const METADATA_CONNECTIONS_PER_REALM_MAX: usize = 4_096;
+/// Request head of the metadata server, in bytes and header lines. An audience travels in it.
+pub const METADATA_HEAD_BYTES_MAX: usize = 16 << 10;
+pub const METADATA_HEADERS_MAX: usize = 64;
+/// A client that does not take its answer within this is cut off.
+pub const METADATA_WRITE_MAX: Duration = Duration::from_secs(60);
+/// Requests of one workload that wait for a change.
+pub const METADATA_WAITERS_MAX: usize = 32;
+/// A request for a change is answered with the unchanged value after this at the latest.
+pub const METADATA_WAIT_MAX: Duration = Duration::from_secs(300);
+/// Tokens remembered per workload; the one that expires first goes first.
+pub const METADATA_TOKENS_MAX: usize = 32;
+/// Scopes in one request for an access token.
+pub const METADATA_SCOPES_MAX: usize = 32;
+/// Tokens that control is being asked for at the same time, and how long each may take.
+pub const MINTS_MAX: usize = 256;
+pub const MINT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Largest DNS query that is read, in bytes.
+pub const DNS_QUERY_BYTES_MAX: usize = 4_096;
+/// Largest DNS answer over UDP, in bytes. Source: DNS flag day 2020.
+pub const DNS_UDP_BYTES_MAX: u16 = 1_232;
+/// DNS connections over TCP in one realm, and how long one may say nothing.
+pub const DNS_CONNECTIONS_MAX: usize = 128;
+pub const DNS_IDLE_MAX: Duration = Duration::from_secs(10);
+/// Seconds that answers may be remembered: that of the metadata address, and those of names that come and go.
+pub const DNS_TTL_METADATA_S: u32 = 3_600;
+pub const DNS_TTL_NAME_S: u32 = 5;
+
 // ---- logs ----
 
 /// Characters of a log filter. Source: Logging, 20 000.
