@@ -146,6 +146,21 @@ impl Fault {
         )
     }
 
+    /// The 403 of IAM and most newer APIs: the same whether the permission or the resource is missing.
+    pub fn permission_denied(permission: &str, resource: &str) -> Fault {
+        Fault::new(
+            Code::PermissionDenied,
+            "forbidden",
+            format!("Permission '{permission}' denied on resource (or it may not exist)."),
+        )
+        .with_detail(serde_json::json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "IAM_PERMISSION_DENIED",
+            "domain": "iam.googleapis.com",
+            "metadata": {"permission": permission, "resource": resource},
+        }))
+    }
+
     pub fn internal(public: impl Into<String>) -> Fault {
         Fault::new(Code::Internal, "internalError", public)
     }
