@@ -18,6 +18,7 @@ pub mod mask;
 pub mod reply;
 pub mod schema;
 mod stall;
+pub mod support;
 #[cfg(test)]
 mod testing;
 pub mod tls;
