@@ -14,6 +14,7 @@ pub mod door;
 pub mod error;
 pub mod gcp;
 pub mod host;
+pub mod list;
 pub mod mask;
 pub mod reply;
 pub mod schema;

@@ -284,17 +284,17 @@ pub fn check_body(body: Body, value: &Value) -> Result<(), Fault> {
 /// # Errors
 /// 400 `invalidParameter`, naming the first such field.
 pub fn check_mask(body: Body, mask: &Mask) -> Result<(), Fault> {
-    for path in mask.paths() {
-        let mut ty = Type::Object(body.name.to_owned());
-        for name in path.split('/') {
-            match step(body.schema, &ty, name) {
-                Some(Type::Any) => break,
-                Some(next) => ty = next,
-                None => return Err(invalid_field_selection(&path)),
-            }
-        }
-    }
-    Ok(())
+    let unknown = mask.paths().into_iter().find(|path| {
+        let names: Vec<String> = path.split('/').map(str::to_owned).collect();
+        !has_path(body, &names)
+    });
+    unknown.map_or(Ok(()), |path| Err(invalid_field_selection(&path)))
+}
+
+/// Whether a resource of this type can have a value at `path`, looking through lists.
+pub fn has_path(body: Body, path: &[String]) -> bool {
+    let start = Type::Object(body.name.to_owned());
+    path.iter().try_fold(start, |ty, name| step(body.schema, &ty, name)).is_some()
 }
 
 /// The type of `name` within `ty`, looking through lists.
