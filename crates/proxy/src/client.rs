@@ -214,8 +214,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(proxy: Rc<Proxy>
     let mut connection = pin!(
         http1::Builder::new()
             .max_buf_size(LB_HEADER_BYTES_MAX)
+            .max_header_size(LB_HEADER_BYTES_MAX)
             .half_close(false)
-            .pipeline_flush(true)
             .serve_connection(io, service)
     );
     loop {

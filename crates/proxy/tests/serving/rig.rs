@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, client::conn::http1::SendRequest, service::service_fn};
 use hyper_util::rt::TokioIo;
 use model::{
@@ -273,10 +273,10 @@ pub struct Seen {
     pub peer: SocketAddr,
 }
 
-pub type Body = BoxBody<Bytes, Infallible>;
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 pub fn full(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).boxed()
+    Full::new(text.into()).boxed_unsync()
 }
 
 /// A container that answers "hello" and remembers what it was asked.
