@@ -1,0 +1,392 @@
+//! A LogEntry: the typed envelope its makers fill in, and the JSON that clients read.
+//!
+//! [`Entry::to_json`] is also the stored form: the filter and the door see exactly what a client would. Fields that
+//! have no value are left out, 64-bit integers are strings, and severity DEFAULT is not written (Logging v2, JSON).
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use model::time::Timestamp;
+use serde_json::{Map, Value, json};
+
+/// An instant in UTC, in nanoseconds since 1970. Entries are finer than the rest of the cloud.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogTime(pub i64);
+
+impl From<Timestamp> for LogTime {
+    fn from(t: Timestamp) -> LogTime {
+        LogTime(t.0.saturating_mul(1_000))
+    }
+}
+
+impl LogTime {
+    /// RFC 3339 with any offset; `YYYY-MM-DD` alone is midnight UTC.
+    pub fn parse(text: &str) -> Option<LogTime> {
+        let instant: jiff::Timestamp = match text.parse() {
+            Ok(instant) => instant,
+            Err(_) if text.len() == 10 => {
+                let day: jiff::civil::Date = text.parse().ok()?;
+                day.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp()
+            }
+            Err(_) => return None,
+        };
+        i64::try_from(instant.as_nanosecond()).ok().map(LogTime)
+    }
+}
+
+impl fmt::Display for LogTime {
+    /// 0, 3, 6 or 9 digits, as many as it takes (protobuf's JSON form of a Timestamp).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instant = jiff::Timestamp::from_nanosecond(i128::from(self.0)).unwrap_or_default();
+        write!(f, "{instant:.digits$}", digits = digits(self.0.rem_euclid(1_000_000_000)))
+    }
+}
+
+fn digits(ns: i64) -> usize {
+    match ns {
+        0 => 0,
+        n if n % 1_000_000 == 0 => 3,
+        n if n % 1_000 == 0 => 6,
+        _ => 9,
+    }
+}
+
+/// A length of time as the API writes it: `0.012s`.
+pub fn duration_text(ns: u64) -> String {
+    let (s, rest) = (ns / 1_000_000_000, ns % 1_000_000_000);
+    if rest == 0 {
+        return format!("{s}s");
+    }
+    let fraction = format!("{rest:09}");
+    let shown = digits(i64::try_from(rest).unwrap_or_default());
+    format!("{s}.{}s", &fraction[..shown])
+}
+
+/// How grave. The numbers are those of `google.logging.type.LogSeverity`; filters compare them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum Severity {
+    #[default]
+    Default = 0,
+    Debug = 100,
+    Info = 200,
+    Notice = 300,
+    Warning = 400,
+    Error = 500,
+    Critical = 600,
+    Alert = 700,
+    Emergency = 800,
+}
+
+impl Severity {
+    pub const ALL: [Severity; 9] = [
+        Severity::Default,
+        Severity::Debug,
+        Severity::Info,
+        Severity::Notice,
+        Severity::Warning,
+        Severity::Error,
+        Severity::Critical,
+        Severity::Alert,
+        Severity::Emergency,
+    ];
+
+    pub fn number(self) -> u16 {
+        self as u16
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Default => "DEFAULT",
+            Severity::Debug => "DEBUG",
+            Severity::Info => "INFO",
+            Severity::Notice => "NOTICE",
+            Severity::Warning => "WARNING",
+            Severity::Error => "ERROR",
+            Severity::Critical => "CRITICAL",
+            Severity::Alert => "ALERT",
+            Severity::Emergency => "EMERGENCY",
+        }
+    }
+}
+
+/// The text names no severity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a severity")]
+pub struct SeverityError;
+
+impl FromStr for Severity {
+    type Err = SeverityError;
+    /// A name in any case, or its number.
+    fn from_str(text: &str) -> Result<Severity, SeverityError> {
+        let number = text.parse().ok();
+        let is = |s: &Severity| text.eq_ignore_ascii_case(s.as_str()) || number == Some(s.number());
+        Severity::ALL.into_iter().find(is).ok_or(SeverityError)
+    }
+}
+
+/// `projects/P/logs/LOG_ID`, with the id in its plain form (`run.googleapis.com/requests`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogName {
+    /// `projects/P`.
+    pub parent: String,
+    pub id: String,
+}
+
+impl LogName {
+    pub fn in_project(project: impl fmt::Display, id: &str) -> LogName {
+        LogName { parent: format!("projects/{project}"), id: id.to_owned() }
+    }
+
+    /// Splits a stored name; the id is decoded. `None` if it is no log name.
+    pub fn parse(text: &str) -> Option<LogName> {
+        let (parent, id) = text.split_once("/logs/")?;
+        Some(LogName { parent: parent.to_owned(), id: percent_decode(id) })
+    }
+}
+
+impl fmt::Display for LogName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Of the characters a log id may hold, only the slash is written otherwise in a name.
+        write!(f, "{}/logs/{}", self.parent, self.id.replace('/', "%2F"))
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let hex = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        match tail {
+            [high, low, after @ ..] if first == b'%' && hex(*high).is_some() && hex(*low).is_some() => {
+                bytes.push(hex(*high).unwrap_or(0) << 4 | hex(*low).unwrap_or(0));
+                rest = after;
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What the entry is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// `cloud_run_revision`, `gce_subnetwork`, …
+    pub kind: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Resource {
+    pub fn new<const N: usize>(kind: &str, labels: [(&str, String); N]) -> Resource {
+        let labels = labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        Resource { kind: kind.to_owned(), labels }
+    }
+}
+
+/// `httpRequest`. An empty text means "not known" and is not shown.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpRequest {
+    pub method: String,
+    pub url: String,
+    pub request_bytes: u64,
+    pub status: u16,
+    pub response_bytes: u64,
+    pub user_agent: String,
+    pub remote_ip: String,
+    pub server_ip: String,
+    pub referer: String,
+    pub latency_ns: Option<u64>,
+    pub protocol: String,
+}
+
+/// `operation`: which entries belong to one long task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Operation {
+    pub id: String,
+    pub producer: String,
+    pub first: bool,
+    pub last: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Payload {
+    Text(String),
+    Json(Map<String, Value>),
+    /// With its `@type`.
+    Proto(Map<String, Value>),
+}
+
+/// One entry, before it is written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub log_name: LogName,
+    pub resource: Resource,
+    pub timestamp: LogTime,
+    /// When it reached us.
+    pub received: LogTime,
+    /// Two entries of a project with the same timestamp and insert id are one.
+    pub insert_id: String,
+    pub severity: Severity,
+    pub labels: BTreeMap<String, String>,
+    pub http_request: Option<HttpRequest>,
+    pub payload: Option<Payload>,
+    /// `projects/P/traces/ID`; empty if none.
+    pub trace: String,
+    pub span_id: String,
+    pub trace_sampled: bool,
+    pub operation: Option<Operation>,
+}
+
+/// Puts a field where it has a value.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn text(&mut self, key: &str, value: &str) {
+        if !value.is_empty() {
+            self.0.insert(key.to_owned(), value.into());
+        }
+    }
+
+    fn int64(&mut self, key: &str, value: u64) {
+        if value != 0 {
+            self.0.insert(key.to_owned(), value.to_string().into());
+        }
+    }
+
+    fn flag(&mut self, key: &str, value: bool) {
+        if value {
+            self.0.insert(key.to_owned(), true.into());
+        }
+    }
+
+    fn texts(&mut self, key: &str, values: &BTreeMap<String, String>) {
+        if !values.is_empty() {
+            self.0.insert(key.to_owned(), json!(values));
+        }
+    }
+}
+
+impl Entry {
+    /// The entry as `entries.list` shows it.
+    pub fn to_json(&self) -> Value {
+        let mut out = Fields(Map::new());
+        out.text("insertId", &self.insert_id);
+        if let Some(http) = &self.http_request {
+            out.0.insert("httpRequest".to_owned(), http.to_json());
+        }
+        match &self.payload {
+            Some(Payload::Text(text)) => out.text("textPayload", text),
+            Some(Payload::Json(fields)) => drop(out.0.insert("jsonPayload".to_owned(), Value::Object(fields.clone()))),
+            Some(Payload::Proto(fields)) => {
+                drop(out.0.insert("protoPayload".to_owned(), Value::Object(fields.clone())))
+            }
+            None => {}
+        }
+        let mut resource = Fields(Map::new());
+        resource.text("type", &self.resource.kind);
+        resource.texts("labels", &self.resource.labels);
+        out.0.insert("resource".to_owned(), Value::Object(resource.0));
+        out.text("timestamp", &self.timestamp.to_string());
+        if self.severity != Severity::Default {
+            out.text("severity", self.severity.as_str());
+        }
+        out.texts("labels", &self.labels);
+        out.text("logName", &self.log_name.to_string());
+        if let Some(operation) = &self.operation {
+            out.0.insert("operation".to_owned(), operation.to_json());
+        }
+        out.text("trace", &self.trace);
+        out.text("spanId", &self.span_id);
+        out.flag("traceSampled", self.trace_sampled);
+        out.text("receiveTimestamp", &self.received.to_string());
+        Value::Object(out.0)
+    }
+}
+
+impl HttpRequest {
+    fn to_json(&self) -> Value {
+        let mut out = Fields(Map::new());
+        out.text("requestMethod", &self.method);
+        out.text("requestUrl", &self.url);
+        out.int64("requestSize", self.request_bytes);
+        if self.status != 0 {
+            out.0.insert("status".to_owned(), self.status.into());
+        }
+        out.int64("responseSize", self.response_bytes);
+        out.text("userAgent", &self.user_agent);
+        out.text("remoteIp", &self.remote_ip);
+        out.text("serverIp", &self.server_ip);
+        out.text("referer", &self.referer);
+        if let Some(ns) = self.latency_ns {
+            out.text("latency", &duration_text(ns));
+        }
+        out.text("protocol", &self.protocol);
+        Value::Object(out.0)
+    }
+}
+
+impl Operation {
+    fn to_json(&self) -> Value {
+        let mut out = Fields(Map::new());
+        out.text("id", &self.id);
+        out.text("producer", &self.producer);
+        out.flag("first", self.first);
+        out.flag("last", self.last);
+        Value::Object(out.0)
+    }
+}
+
+/// 24 hex digits: seconds, microseconds, chance. Sorts by time. Source: insert ids of Cloud Run's entries.
+pub fn insert_id(at: Timestamp, chance: u32) -> String {
+    let us = at.0.rem_euclid(1_000_000);
+    format!("{:08x}{us:08x}{chance:08x}", at.unix_s() & 0xffff_ffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_no_more_digits_than_it_takes() {
+        for text in [
+            "2026-05-07T01:20:11Z",
+            "2026-05-07T01:20:11.120Z",
+            "2026-05-07T01:20:11.123400Z",
+            "2026-05-07T01:20:11.123456789Z",
+            "1969-12-31T23:59:59.999999999Z",
+        ] {
+            assert_eq!(LogTime::parse(text).expect(text).to_string(), text);
+        }
+        assert_eq!(LogTime::parse("2026-05-07"), LogTime::parse("2026-05-07T09:00:00+09:00"));
+        assert_eq!(LogTime::parse("2026-05-07T01:20"), None, "a time without a zone is no instant");
+        assert_eq!(LogTime::parse("soon"), None);
+    }
+
+    #[test]
+    fn a_latency_is_seconds_with_a_unit() {
+        let cases =
+            [(12_000_000, "0.012s"), (2_602_287_838, "2.602287838s"), (3_000_000_000, "3s"), (1_500, "0.000001500s")];
+        for (ns, text) in cases {
+            assert_eq!(duration_text(ns), text);
+        }
+    }
+
+    #[test]
+    fn a_log_name_carries_its_id_encoded() {
+        let name = LogName::in_project("p", "run.googleapis.com/varlog/system");
+        assert_eq!(name.to_string(), "projects/p/logs/run.googleapis.com%2Fvarlog%2Fsystem");
+        assert_eq!(LogName::parse(&name.to_string()), Some(name));
+        assert_eq!(percent_decode("100%"), "100%");
+    }
+
+    #[test]
+    fn severities_are_named_in_any_case_or_numbered() {
+        for s in Severity::ALL {
+            assert_eq!(s.as_str().to_lowercase().parse(), Ok(s));
+            assert_eq!(s.number().to_string().parse(), Ok(s));
+        }
+        assert_eq!("FATAL".parse::<Severity>(), Err(SeverityError));
+    }
+}

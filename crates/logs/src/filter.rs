@@ -1,0 +1,175 @@
+//! The language in which entries are asked for: parsing and deciding, both pure.
+//!
+//! What is not supported is refused when the filter is parsed; a filter that parses is obeyed. Sources: Cloud Logging,
+//! "Logging query language"; AIP-160 for the grammar. Start with [`Filter::parse`] and [`Filter::matches`].
+//!
+//! Known difference: texts are compared without case but without Unicode's compatibility forms (NFKC).
+
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use crate::entry::{LogName, LogTime};
+
+mod net;
+mod parse;
+mod regexp;
+mod schema;
+mod test;
+
+use net::Net;
+use schema::{Absent, Field};
+use test::{Rel, Test, fold};
+
+/// A parsed filter. The default one matches everything.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    root: Option<Expr>,
+}
+
+/// Why a text is no filter: the public message, and where it went wrong (both from 1).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct FilterError {
+    pub message: String,
+    pub line: usize,
+    pub column: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Expr {
+    All(Vec<Expr>),
+    Any(Vec<Expr>),
+    Not(Box<Expr>),
+    Field {
+        field: Field,
+        test: Test,
+    },
+    /// Any text of the entry contains this (folded).
+    Anywhere(String),
+    LogId(String),
+    Source(String),
+    Sample {
+        field: Field,
+        share: f64,
+    },
+    InNet {
+        field: Field,
+        net: Net,
+    },
+    Search {
+        field: Option<Field>,
+        words: Vec<String>,
+    },
+}
+
+impl Expr {
+    fn all(mut terms: Vec<Expr>) -> Expr {
+        if terms.len() == 1 { terms.remove(0) } else { Expr::All(terms) }
+    }
+
+    fn any(mut terms: Vec<Expr>) -> Expr {
+        if terms.len() == 1 { terms.remove(0) } else { Expr::Any(terms) }
+    }
+
+    fn anywhere(text: &str) -> Expr {
+        Expr::Anywhere(fold(text))
+    }
+
+    fn matches(&self, entry: &Value) -> bool {
+        match self {
+            Expr::All(terms) => terms.iter().all(|term| term.matches(entry)),
+            Expr::Any(terms) => terms.iter().any(|term| term.matches(entry)),
+            Expr::Not(term) => !term.matches(entry),
+            Expr::Field { field, test } => {
+                let absent = || field.absent == Absent::Defaulted && test.of_default();
+                field.any(entry, &mut |value| test.of(value)).unwrap_or_else(absent)
+            }
+            Expr::Anywhere(needle) => texts(entry, &mut |text| fold(text).contains(needle)),
+            Expr::LogId(id) => log_name(entry).is_some_and(|name| name.id == *id),
+            Expr::Source(parent) => log_name(entry).is_some_and(|name| name.parent == *parent),
+            Expr::Sample { field, share } => {
+                let chosen = |text: &str| fraction(text) <= *share;
+                let absent = || field.absent == Absent::Defaulted && chosen("");
+                field.any(entry, &mut |value| texts(value, &mut |text| chosen(text))).unwrap_or_else(absent)
+            }
+            Expr::InNet { field, net } => {
+                field.any(entry, &mut |v| v.as_str().is_some_and(|text| net.contains_text(text))).unwrap_or(false)
+            }
+            Expr::Search { field: None, words } => has_words(entry, words),
+            Expr::Search { field: Some(field), words } => {
+                field.any(entry, &mut |value| has_words(value, words)).unwrap_or(false)
+            }
+        }
+    }
+
+    /// Narrows `within` to the timestamps that can match.
+    fn narrow(&self, within: &mut (i64, i64)) {
+        match self {
+            Expr::All(terms) => terms.iter().for_each(|term| term.narrow(within)),
+            Expr::Field { field, test: Test::Timestamp(rel, LogTime(at)) } if field.is_timestamp() => match rel {
+                Rel::Eq | Rel::Has => *within = (within.0.max(*at), within.1.min(*at)),
+                Rel::Ge => within.0 = within.0.max(*at),
+                Rel::Gt => within.0 = within.0.max(at.saturating_add(1)),
+                Rel::Le => within.1 = within.1.min(*at),
+                Rel::Lt => within.1 = within.1.min(at.saturating_sub(1)),
+                Rel::Ne => {}
+            },
+            _ => {}
+        }
+    }
+}
+
+impl Filter {
+    /// # Errors
+    /// [`FilterError`] for everything that is not understood, also for what the real language has and this one not.
+    pub fn parse(text: &str) -> Result<Filter, FilterError> {
+        Ok(Filter { root: parse::parse(text)? })
+    }
+
+    /// Whether an entry, in its JSON form, is wanted.
+    pub fn matches(&self, entry: &Value) -> bool {
+        self.root.as_ref().is_none_or(|root| root.matches(entry))
+    }
+
+    /// No entry outside of these timestamps can match. Empty if start > end.
+    pub fn time_range(&self) -> RangeInclusive<LogTime> {
+        let mut within = (i64::MIN, i64::MAX);
+        if let Some(root) = &self.root {
+            root.narrow(&mut within);
+        }
+        LogTime(within.0)..=LogTime(within.1)
+    }
+}
+
+fn log_name(entry: &Value) -> Option<LogName> {
+    entry.get("logName").and_then(Value::as_str).and_then(LogName::parse)
+}
+
+/// Whether `test` holds for the text of any scalar within.
+fn texts(value: &Value, test: &mut dyn FnMut(&str) -> bool) -> bool {
+    match value {
+        Value::String(text) => test(text),
+        Value::Number(n) => test(&n.to_string()),
+        Value::Bool(b) => test(if *b { "true" } else { "false" }),
+        Value::Null => false,
+        Value::Array(items) => items.iter().any(|item| texts(item, test)),
+        Value::Object(fields) => fields.values().any(|field| texts(field, test)),
+    }
+}
+
+/// The words of a text for SEARCH: runs of letters and digits, without case.
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(fold)
+}
+
+fn has_words(value: &Value, wanted: &[String]) -> bool {
+    wanted.iter().all(|word| texts(value, &mut |text| words(text).any(|found| found == *word)))
+}
+
+/// A number in [0, 1) that depends on the text alone (FNV-1a, mixed).
+pub(crate) fn fraction(text: &str) -> f64 {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    f64::from(u32::try_from(mixed >> 32).unwrap_or_default()) / 4_294_967_296.0
+}

@@ -1,0 +1,501 @@
+//! From what the data plane saw to entries in Google's shapes. Pure: names, chance and time come in as arguments.
+//!
+//! Start with [`request_entry`] and [`flow_entry`]. Sources: Cloud Run "Logging", VPC Flow Logs "Record format".
+
+use std::collections::BTreeMap;
+
+use model::{
+    name::{ProjectId, Region, Zone},
+    record::{FlowGap, FlowRecord, RequestRecord},
+    time::Timestamp,
+    vpc::{FlowLogs, FlowMetadata},
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    entry::{Entry, HttpRequest, LogName, Payload, Resource, Severity, insert_id},
+    filter::fraction,
+};
+
+/// The log of requests, by its id.
+pub const REQUESTS: &str = "run.googleapis.com/requests";
+/// The log of flows.
+pub const VPC_FLOWS: &str = "compute.googleapis.com/vpc_flows";
+
+/// What a request's record does not say.
+#[derive(Clone, Debug, Default)]
+pub struct RunNames {
+    /// Labels of the revision, copied into each of its entries.
+    pub user_labels: BTreeMap<String, String>,
+    /// The id that the instance's own metadata server shows.
+    pub instance_id: Option<String>,
+}
+
+/// The request log's entry. It is dated by the request's arrival and numbered by its end.
+pub fn request_entry(record: &RequestRecord, names: &RunNames, chance: u32) -> Entry {
+    let service = &record.service;
+    let revision = record.revision.as_ref().map_or("", |r| &r.name);
+    let mut labels = names.user_labels.clone();
+    if let (Some(_), Some(id)) = (&record.instance, &names.instance_id) {
+        labels.insert("instanceId".to_owned(), id.clone());
+    }
+    let end = record.arrived.plus(std::time::Duration::from_nanos(record.latency_ns));
+    Entry {
+        log_name: LogName::in_project(&service.project, REQUESTS),
+        resource: Resource::new(
+            "cloud_run_revision",
+            [
+                ("project_id", service.project.to_string()),
+                ("location", service.region.to_string()),
+                ("service_name", service.name.clone()),
+                ("configuration_name", service.name.clone()),
+                ("revision_name", revision.to_owned()),
+            ],
+        ),
+        timestamp: record.arrived.into(),
+        received: end.into(),
+        insert_id: insert_id(end, chance),
+        severity: severity_of(record.status),
+        labels,
+        http_request: Some(http_request(record)),
+        payload: record.refusal.clone().map(Payload::Text),
+        trace: if record.trace.is_empty() {
+            String::new()
+        } else {
+            format!("projects/{}/traces/{}", service.project, record.trace)
+        },
+        span_id: record.span.clone(),
+        trace_sampled: record.sampled,
+        operation: None,
+    }
+}
+
+fn severity_of(status: u16) -> Severity {
+    match status {
+        0..400 => Severity::Info,
+        400..500 => Severity::Warning,
+        500.. => Severity::Error,
+    }
+}
+
+fn http_request(record: &RequestRecord) -> HttpRequest {
+    HttpRequest {
+        method: record.method.clone(),
+        url: record.url.clone(),
+        request_bytes: record.request_bytes,
+        status: record.status,
+        response_bytes: record.response_bytes,
+        user_agent: record.user_agent.clone().unwrap_or_default(),
+        remote_ip: record.remote.to_string(),
+        // A private path has no public front end.
+        server_ip: String::new(),
+        referer: record.referer.clone().unwrap_or_default(),
+        latency_ns: Some(record.latency_ns),
+        protocol: record.protocol.clone(),
+    }
+}
+
+/// Which end of the flow the reporting VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reporter {
+    Src,
+    Dest,
+}
+
+/// A VM with the place it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmNames {
+    pub project: ProjectId,
+    pub zone: Zone,
+    pub vm: String,
+    pub vpc: VpcNames,
+}
+
+/// A network as one subnet of it is seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VpcNames {
+    pub project: ProjectId,
+    pub network: String,
+    pub subnetwork: String,
+    pub region: Region,
+}
+
+/// A Private Service Connect endpoint at the far end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PscNames {
+    pub connection_id: u64,
+    /// Where the endpoint's address lies.
+    pub vpc: VpcNames,
+}
+
+/// Who reports a flow, and what is known about its far end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowNames {
+    pub reporter: Reporter,
+    /// The reporting VM.
+    pub near: VmNames,
+    /// The id of the reporting VM's subnet.
+    pub subnetwork_id: u64,
+    /// The VM at the other end, if it is in the same network.
+    pub far: Option<VmNames>,
+    /// The endpoint at the other end.
+    pub psc: Option<PscNames>,
+    pub metadata: FlowMetadata,
+}
+
+/// Whether this interval of a flow is written. Depends on nothing but its arguments.
+///
+/// The first interval of a flow always is (unless nothing is): at a rate of 0.5 a user who makes one call would find
+/// no trace of it half of the time.
+pub fn is_sampled(record: &FlowRecord, settings: &FlowLogs) -> bool {
+    if !settings.enable || settings.sampling <= 0.0 {
+        return false;
+    }
+    let identity = format!(
+        "{} {} {}:{} {}:{} {}",
+        record.network, record.protocol, record.src, record.src_port, record.dst, record.dst_port, record.first.0
+    );
+    record.opening || fraction(&identity) < settings.sampling
+}
+
+/// The flow log's entry of one direction of a flow during one interval.
+pub fn flow_entry(record: &FlowRecord, names: &FlowNames, received: Timestamp, chance: u32) -> Entry {
+    let mut payload = Map::new();
+    let mut put = |key: &str, value: Value| drop(payload.insert(key.to_owned(), value));
+    put("connection", connection(record));
+    put("reporter", json!(if names.reporter == Reporter::Src { "SRC" } else { "DEST" }));
+    put("bytes_sent", json!(record.bytes.to_string()));
+    put("packets_sent", json!(record.packets.to_string()));
+    put("start_time", json!(nine_digits(record.first)));
+    put("end_time", json!(nine_digits(record.last)));
+    if names.metadata == FlowMetadata::IncludeAllMetadata {
+        let (near, far) = match names.reporter {
+            Reporter::Src => ("src", "dest"),
+            Reporter::Dest => ("dest", "src"),
+        };
+        put(&format!("{near}_instance"), names.near.instance());
+        put(&format!("{near}_vpc"), names.near.vpc.to_json());
+        if let Some(vm) = &names.far {
+            put(&format!("{far}_instance"), vm.instance());
+            put(&format!("{far}_vpc"), vm.vpc.to_json());
+        }
+        if let Some(psc) = &names.psc {
+            put("psc", psc.to_json());
+        }
+    }
+    let vpc = &names.near.vpc;
+    Entry {
+        log_name: LogName::in_project(&vpc.project, VPC_FLOWS),
+        resource: Resource::new(
+            "gce_subnetwork",
+            [
+                ("project_id", vpc.project.to_string()),
+                ("location", names.near.zone.to_string()),
+                ("subnetwork_id", names.subnetwork_id.to_string()),
+                ("subnetwork_name", vpc.subnetwork.clone()),
+            ],
+        ),
+        timestamp: record.last.into(),
+        received: received.into(),
+        insert_id: insert_id(record.last, chance),
+        severity: Severity::Default,
+        labels: BTreeMap::new(),
+        http_request: None,
+        payload: Some(Payload::Json(payload)),
+        trace: String::new(),
+        span_id: String::new(),
+        trace_sampled: false,
+        operation: None,
+    }
+}
+
+fn connection(record: &FlowRecord) -> Value {
+    let mut out = json!({"protocol": record.protocol, "src_ip": record.src.to_string()});
+    let has_ports = matches!(record.protocol, 6 | 17);
+    if has_ports {
+        out["src_port"] = json!(record.src_port);
+    }
+    out["dest_ip"] = json!(record.dst.to_string());
+    if has_ports {
+        out["dest_port"] = json!(record.dst_port);
+    }
+    out
+}
+
+/// Flow records write their times with nine digits, whatever the clock can tell.
+fn nine_digits(at: Timestamp) -> String {
+    let text = at.rfc3339_us();
+    format!("{}000Z", text.trim_end_matches('Z'))
+}
+
+impl VmNames {
+    fn instance(&self) -> Value {
+        json!({
+            "project_id": self.project.as_str(),
+            "region": self.zone.region().as_str(),
+            "zone": self.zone.as_str(),
+            "vm_name": self.vm,
+        })
+    }
+}
+
+impl VpcNames {
+    fn to_json(&self) -> Value {
+        json!({
+            "project_id": self.project.as_str(),
+            "vpc_name": self.network,
+            "subnetwork_name": self.subnetwork,
+            "subnetwork_region": self.region.as_str(),
+        })
+    }
+}
+
+impl PscNames {
+    fn to_json(&self) -> Value {
+        json!({
+            "reporter": "CONSUMER",
+            "psc_endpoint": {
+                "project_id": self.vpc.project.as_str(),
+                "region": self.vpc.region.as_str(),
+                "psc_connection_id": self.connection_id.to_string(),
+                "target_service_type": "PUBLISHED_SERVICE",
+                "vpc": self.vpc.to_json(),
+            },
+        })
+    }
+}
+
+/// Says in a project's flow log that flows are missing from it. An entry of our own: the real log has no word for it.
+pub fn gap_entry(gap: &FlowGap, project: &ProjectId, at: Timestamp, chance: u32) -> Entry {
+    let text = format!(
+        "Flow records between {} and {} are incomplete: the kernel dropped events.",
+        gap.from.rfc3339_us(),
+        gap.to.rfc3339_us()
+    );
+    Entry {
+        log_name: LogName::in_project(project, VPC_FLOWS),
+        resource: Resource::new("global", [("project_id", project.to_string())]),
+        timestamp: gap.to.into(),
+        received: at.into(),
+        insert_id: insert_id(at, chance),
+        severity: Severity::Warning,
+        labels: BTreeMap::new(),
+        http_request: None,
+        payload: Some(Payload::Text(text)),
+        trace: String::new(),
+        span_id: String::new(),
+        trace_sampled: false,
+        operation: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{
+        id::{NetworkId, WorkloadId},
+        run::{RevisionKey, ServiceKey},
+    };
+
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        Timestamp::parse_rfc3339(text).expect("a time")
+    }
+
+    fn request(status: u16) -> RequestRecord {
+        let service = ServiceKey {
+            project: "producer-1".parse().expect("an id"),
+            region: "asia-northeast1".parse().expect("a region"),
+            name: "hello-service".to_owned(),
+        };
+        RequestRecord {
+            revision: Some(RevisionKey { service: service.clone(), name: "hello-service-00001-abc".to_owned() }),
+            service,
+            instance: Some(WorkloadId("i-1".to_owned())),
+            listener: None,
+            arrived: at("2026-05-07T01:40:02.118734Z"),
+            latency_ns: 12_000_000,
+            method: "GET".to_owned(),
+            url: "http://10.1.0.5/".to_owned(),
+            protocol: "HTTP/1.1".to_owned(),
+            status,
+            request_bytes: 300,
+            response_bytes: 1_200,
+            user_agent: Some("curl/8.5.0".to_owned()),
+            referer: None,
+            remote: "fda3:e722:ac3:cc00:22b:7027:a00:302".parse().expect("an address"),
+            trace: "1cfb32c24a18378f0c7834bb46ae5ba3".to_owned(),
+            span: "8690fc01c12c1a51".to_owned(),
+            sampled: false,
+            refusal: None,
+        }
+    }
+
+    #[test]
+    fn a_request_through_an_endpoint_is_logged_as_the_front_end_saw_it() {
+        let names = RunNames { user_labels: BTreeMap::new(), instance_id: Some("00ab".to_owned()) };
+        let want = json!({
+            "insertId": "69fbed720001feae00000007",
+            "httpRequest": {
+                "requestMethod": "GET", "requestUrl": "http://10.1.0.5/", "requestSize": "300", "status": 200,
+                "responseSize": "1200", "userAgent": "curl/8.5.0",
+                "remoteIp": "fda3:e722:ac3:cc00:22b:7027:a00:302", "latency": "0.012s", "protocol": "HTTP/1.1"
+            },
+            "resource": {"type": "cloud_run_revision", "labels": {
+                "configuration_name": "hello-service", "location": "asia-northeast1", "project_id": "producer-1",
+                "revision_name": "hello-service-00001-abc", "service_name": "hello-service"
+            }},
+            "timestamp": "2026-05-07T01:40:02.118734Z",
+            "severity": "INFO",
+            "labels": {"instanceId": "00ab"},
+            "logName": "projects/producer-1/logs/run.googleapis.com%2Frequests",
+            "trace": "projects/producer-1/traces/1cfb32c24a18378f0c7834bb46ae5ba3",
+            "spanId": "8690fc01c12c1a51",
+            "receiveTimestamp": "2026-05-07T01:40:02.130734Z"
+        });
+        assert_eq!(request_entry(&request(200), &names, 7).to_json(), want);
+    }
+
+    #[test]
+    fn a_status_decides_the_severity() {
+        let severity = |status| request_entry(&request(status), &RunNames::default(), 0).severity;
+        let cases = [(101, Severity::Info), (399, Severity::Info), (400, Severity::Warning), (499, Severity::Warning)];
+        for (status, want) in cases.into_iter().chain([(500, Severity::Error), (504, Severity::Error)]) {
+            assert_eq!(severity(status), want, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_refused_request_has_no_instance_and_says_why() {
+        let record = RequestRecord { instance: None, refusal: Some("no instance".to_owned()), ..request(429) };
+        let names = RunNames { instance_id: Some("00ab".to_owned()), ..RunNames::default() };
+        let entry = request_entry(&record, &names, 0).to_json();
+        assert_eq!(entry.get("labels"), None);
+        assert_eq!(entry["textPayload"], "no instance");
+    }
+
+    fn flow(forward: bool) -> FlowRecord {
+        let (near, far) = (([10, 1, 0, 2].into(), 51_234), ([10, 1, 0, 5].into(), 80));
+        let (src, dst) = if forward { (near, far) } else { (far, near) };
+        FlowRecord {
+            network: NetworkId(7),
+            protocol: 6,
+            src: src.0,
+            dst: dst.0,
+            src_port: src.1,
+            dst_port: dst.1,
+            packets: 6,
+            bytes: 1_187,
+            first: at("2026-05-07T01:40:02.118734Z"),
+            last: at("2026-05-07T01:40:02.161034Z"),
+            opening: true,
+            forward,
+        }
+    }
+
+    fn names(reporter: Reporter, metadata: FlowMetadata) -> FlowNames {
+        let project: ProjectId = "consumer-1".parse().expect("an id");
+        let zone: Zone = "asia-northeast1-a".parse().expect("a zone");
+        let vpc = VpcNames {
+            project: project.clone(),
+            network: "consumer-vpc".to_owned(),
+            subnetwork: "consumer-subnet".to_owned(),
+            region: zone.region(),
+        };
+        FlowNames {
+            reporter,
+            near: VmNames { project, zone, vm: "test-vm".to_owned(), vpc: vpc.clone() },
+            subnetwork_id: 42,
+            far: None,
+            psc: Some(PscNames { connection_id: 181_490_208_401_850_373, vpc }),
+            metadata,
+        }
+    }
+
+    #[test]
+    fn a_flow_to_an_endpoint_is_reported_by_its_vm() {
+        let entry = flow_entry(
+            &flow(true),
+            &names(Reporter::Src, FlowMetadata::IncludeAllMetadata),
+            at("2026-05-07T01:40:07Z"),
+            1,
+        );
+        let entry = entry.to_json();
+        let vpc = json!({
+            "project_id": "consumer-1", "vpc_name": "consumer-vpc", "subnetwork_name": "consumer-subnet",
+            "subnetwork_region": "asia-northeast1"
+        });
+        let want = json!({
+            "connection": {"protocol": 6, "src_ip": "10.1.0.2", "src_port": 51234, "dest_ip": "10.1.0.5", "dest_port": 80},
+            "reporter": "SRC", "bytes_sent": "1187", "packets_sent": "6",
+            "start_time": "2026-05-07T01:40:02.118734000Z", "end_time": "2026-05-07T01:40:02.161034000Z",
+            "src_instance": {
+                "project_id": "consumer-1", "region": "asia-northeast1", "zone": "asia-northeast1-a", "vm_name": "test-vm"
+            },
+            "src_vpc": vpc,
+            "psc": {"reporter": "CONSUMER", "psc_endpoint": {
+                "project_id": "consumer-1", "region": "asia-northeast1", "psc_connection_id": "181490208401850373",
+                "target_service_type": "PUBLISHED_SERVICE", "vpc": vpc
+            }}
+        });
+        assert_eq!(entry["jsonPayload"], want);
+        assert_eq!(entry.get("severity"), None);
+        assert_eq!(
+            entry["resource"],
+            json!({"type": "gce_subnetwork", "labels": {
+                "project_id": "consumer-1", "location": "asia-northeast1-a", "subnetwork_id": "42",
+                "subnetwork_name": "consumer-subnet"
+            }})
+        );
+    }
+
+    #[test]
+    fn the_reply_has_the_vm_at_its_other_end() {
+        let entry = flow_entry(
+            &flow(false),
+            &names(Reporter::Dest, FlowMetadata::IncludeAllMetadata),
+            at("2026-05-07T01:40:07Z"),
+            1,
+        );
+        let payload = &entry.to_json()["jsonPayload"];
+        assert_eq!(payload["reporter"], "DEST");
+        assert_eq!(payload["dest_instance"]["vm_name"], "test-vm");
+        assert_eq!(payload.get("src_instance"), None);
+    }
+
+    #[test]
+    fn without_metadata_a_record_has_its_base_fields_only() {
+        let entry = flow_entry(
+            &flow(true),
+            &names(Reporter::Src, FlowMetadata::ExcludeAllMetadata),
+            at("2026-05-07T01:40:07Z"),
+            1,
+        );
+        let Some(Payload::Json(payload)) = entry.payload else { panic!("a flow has a JSON payload") };
+        let keys: Vec<&str> = payload.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["connection", "reporter", "bytes_sent", "packets_sent", "start_time", "end_time"]);
+    }
+
+    #[test]
+    fn a_protocol_without_ports_shows_none() {
+        let ping = FlowRecord { protocol: 1, src_port: 0, dst_port: 0, ..flow(true) };
+        let value = connection(&ping);
+        assert_eq!(value, json!({"protocol": 1, "src_ip": "10.1.0.2", "dest_ip": "10.1.0.5"}));
+    }
+
+    #[test]
+    fn sampling_keeps_every_opening_and_its_share_of_the_rest() {
+        let settings =
+            |sampling| FlowLogs { enable: true, interval_s: 5, sampling, metadata: FlowMetadata::ExcludeAllMetadata };
+        let later = |n: u16| FlowRecord { opening: false, src_port: n, ..flow(true) };
+        let kept = |sampling| (0..4_000).filter(|n| is_sampled(&later(*n), &settings(sampling))).count();
+        assert_eq!(kept(1.0), 4_000);
+        assert_eq!(kept(0.0), 0);
+        let half = kept(0.5);
+        assert!((1_850..2_150).contains(&half), "{half}");
+        assert_eq!(half, kept(0.5), "the same records, the same choice");
+        assert!(is_sampled(&flow(true), &settings(0.001)));
+        assert!(!is_sampled(&flow(true), &settings(0.0)));
+        assert!(!is_sampled(&flow(true), &FlowLogs { enable: false, ..settings(1.0) }));
+    }
+}
