@@ -1,0 +1,466 @@
+//! Cells applied: makes namespaces, cables and links as the plans ask, converges each namespace, opens listening
+//! sockets inside. Blocking, single-threaded, idempotent: what is there already is taken over, so a restarted host
+//! disturbs no living connection.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::fd::OwnedFd,
+    path::Path,
+};
+
+use model::{
+    id::{NetworkId, WorkloadId},
+    planned::{
+        guest::Realm,
+        host::{Attach, FabricPlan, VpcPlan},
+    },
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use crate::{
+    names::{self, IfName},
+    net::{
+        cable::{self, Cable},
+        fabric,
+        kernel::{KernelError, Space},
+        rules::METADATA,
+        vpc::{self, INCOMING_INDEX_BASE},
+    },
+    netlink::{
+        conntrack,
+        route::{self, End, LOOPBACK},
+        wire::Message,
+    },
+    netns::{Netns, Pins},
+};
+
+/// Connections that may wait to be accepted at a listening socket.
+const BACKLOG: i32 = 4_096;
+
+/// Settings of a VPC's router, made before it has links: nothing passes until its rules hold.
+const ROUTER_SYSCTLS: &[(&str, &str)] = &[
+    // Identity comes from the anti-spoofing rule; reverse paths are meaningless where ranges overlap.
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    // A segment of no known connection does not make one: what idled out or was cut off stays dead.
+    ("netfilter/nf_conntrack_tcp_loose", "0"),
+    // Errors go to the VM that caused them and to nobody else, so each may have all of its own.
+    ("ipv4/icmp_ratelimit", "0"),
+];
+
+const FABRIC_SYSCTLS: &[(&str, &str)] = &[
+    ("ipv4/ip_forward", "0"),
+    ("ipv6/conf/all/forwarding", "0"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/autoconf", "0"),
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/dad_transmits", "0"),
+    // The proxy binds any address below the source prefixes.
+    ("ipv6/ip_nonlocal_bind", "1"),
+    ("ipv4/ip_local_port_range", "1024 65535"),
+];
+
+/// The proxy's namespace: connections waiting at a listener of a proxy that ends move to its successor's.
+const EDGE_SYSCTLS: &[(&str, &str)] = &[("ipv4/tcp_migrate_req", "1")];
+
+pub struct Hands {
+    pins: Pins,
+    spaces: BTreeMap<String, Space>,
+    vpcs: BTreeMap<NetworkId, VpcPlan>,
+    /// Routers that forward already.
+    forwarding: BTreeSet<NetworkId>,
+    /// Messages into namespaces that are closed again (workloads', deleted ones).
+    messages_elsewhere: u64,
+}
+
+impl Hands {
+    /// Hands over what is pinned below this run directory.
+    pub fn open(run_dir: &Path) -> Result<Hands, KernelError> {
+        Ok(Hands {
+            pins: Pins::under(run_dir)?,
+            spaces: BTreeMap::new(),
+            vpcs: BTreeMap::new(),
+            forwarding: BTreeSet::new(),
+            messages_elsewhere: 0,
+        })
+    }
+
+    /// Netlink messages sent so far: what changes cost.
+    pub fn messages_sent(&self) -> u64 {
+        self.messages_elsewhere + self.spaces.values().map(Space::messages_sent).sum::<u64>()
+    }
+
+    /// Makes the VPC's router, its links and its proxy namespace hold what the plan says.
+    pub fn apply_vpc(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), KernelError> {
+        self.router(network)?;
+        for producer in vpc::producers(plan) {
+            self.link(network, producer)?;
+        }
+        for consumer in vpc::consumers(plan) {
+            self.link(consumer, network)?;
+        }
+        let released = self.released(network, plan);
+        if !plan.vips.is_empty() {
+            self.edge(network, plan)?;
+        }
+        let zones = self.zones(network);
+        let space = self.space_mut(&names::vpc_ns(network));
+        space.converge(&vpc::router(plan, &zones))?;
+        self.settings(network, plan)?;
+        self.vpcs.insert(network, plan.clone());
+        self.forget_connections(network, &released)?;
+        if plan.vips.is_empty() {
+            self.drop_edge(network)?;
+        }
+        self.prune()
+    }
+
+    /// Takes a VPC down with everything in it.
+    pub fn remove_vpc(&mut self, network: NetworkId) -> Result<(), KernelError> {
+        self.vpcs.remove(&network);
+        self.forwarding.remove(&network);
+        self.drop_router(network)?;
+        self.prune()
+    }
+
+    pub fn apply_fabric(&mut self, plan: &FabricPlan) -> Result<(), KernelError> {
+        self.fabric_space()?;
+        self.space_mut(names::FABRIC_NS).converge(&fabric::fabric(plan))?;
+        Ok(())
+    }
+
+    /// Takes down every VPC that is in no plan. The fabric stays: the proxy lives in it.
+    pub fn retain(&mut self) -> Result<(), KernelError> {
+        let wanted: BTreeSet<String> = self.vpcs.keys().flat_map(|n| [names::vpc_ns(*n), names::edge_ns(*n)]).collect();
+        for name in self.pins.names()? {
+            if name != names::FABRIC_NS && !wanted.contains(&name) {
+                self.delete_space(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays the workload's cable: one end in its realm's router, the other in `inside`.
+    pub fn wire(&mut self, workload: &WorkloadId, attach: &Attach, inside: Netns) -> Result<(), KernelError> {
+        let Cable { realm, router, workload: end, addresses, router_routes, router_neighbours, .. } =
+            &cable::cable(workload, attach);
+        let plan = cable::cable(workload, attach);
+        let mut inside = Space::enter(inside)?;
+        let space = self.realm(*realm)?;
+        // A cable of an earlier incarnation: its namespace may take a while to go.
+        space.cut(&router.name)?;
+        space.lay(router, end, Some(&mut inside))?;
+        space.requests(route_requests(space, router_routes, router_neighbours))?;
+        let index = inside.links().index(&end.name).unwrap_or(LOOPBACK);
+        let mut requests = vec![("take lo up".to_owned(), route::up(LOOPBACK))];
+        requests.extend(addresses.iter().map(|a| (format!("give address {a}"), route::add_address(index, *a))));
+        requests.extend(route_requests(&inside, &plan.workload_routes, &plan.workload_neighbours));
+        inside.requests(requests)?;
+        self.messages_elsewhere += inside.messages_sent();
+        Ok(())
+    }
+
+    /// Whether the workload's cable lies.
+    pub fn is_wired(&mut self, workload: &WorkloadId, realm: Realm) -> Result<bool, KernelError> {
+        Ok(self.realm(realm)?.links().index(&names::port(workload)).is_some())
+    }
+
+    /// Takes the workload's cable away; nothing happens when there is none.
+    pub fn unwire(&mut self, workload: &WorkloadId, realm: Realm) -> Result<(), KernelError> {
+        self.realm(realm)?.cut(&names::port(workload))
+    }
+
+    /// A TCP socket that listens on a VIP inside the proxy's namespace of the network. The plan with the VIP must have
+    /// been applied.
+    pub fn listen(&mut self, network: NetworkId, at: SocketAddrV4) -> Result<io::Result<OwnedFd>, KernelError> {
+        let space = self.space_mut(&names::edge_ns(network));
+        Ok(space.netns().run(|| tcp_listener(at))?)
+    }
+
+    /// What the metadata server needs in a realm: TCP port 80, UDP port 53, TCP port 53.
+    pub fn metadata_sockets(&mut self, realm: Realm) -> Result<io::Result<[OwnedFd; 3]>, KernelError> {
+        let at = |port| SocketAddrV4::new(METADATA, port);
+        let open = || Ok([tcp_listener(at(80))?, udp_socket(at(53))?, tcp_listener(at(53))?]);
+        Ok(self.realm(realm)?.netns().run(open)?)
+    }
+
+    /// The namespace of a realm, for captures and flow records.
+    pub fn realm(&mut self, realm: Realm) -> Result<&mut Space, KernelError> {
+        match realm {
+            Realm::Vpc(network) => self.router(network),
+            Realm::Fabric => self.fabric_space(),
+        }
+    }
+
+    /// An open namespace of ours by its name.
+    pub fn space(&mut self, name: &str) -> Option<&mut Space> {
+        self.spaces.get_mut(name)
+    }
+
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    // ---- routers ----
+
+    fn router(&mut self, network: NetworkId) -> Result<&mut Space, KernelError> {
+        let name = names::vpc_ns(network);
+        if !self.spaces.contains_key(&name) {
+            let mut space =
+                self.enter(&name, &[&[("ipv4/ip_forward", "0")], ROUTER_SYSCTLS].concat(), ROUTER_SYSCTLS)?;
+            loopback(&mut space)?;
+            let [mux, deaf] = names::mux();
+            if space.links().index(&mux).is_none() {
+                let end = |name, mac| End { name, mac, mtu: cable::INNER_MTU, index: None };
+                space.lay(&end(mux, cable::ROUTER_MAC), &end(deaf, cable::MUX_MAC), None)?;
+            }
+            self.spaces.insert(name.clone(), space);
+        }
+        Ok(self.space_mut(&name))
+    }
+
+    fn fabric_space(&mut self) -> Result<&mut Space, KernelError> {
+        if !self.spaces.contains_key(names::FABRIC_NS) {
+            let mut space = self.enter(names::FABRIC_NS, FABRIC_SYSCTLS, FABRIC_SYSCTLS)?;
+            loopback(&mut space)?;
+            self.spaces.insert(names::FABRIC_NS.to_owned(), space);
+        }
+        Ok(self.space_mut(names::FABRIC_NS))
+    }
+
+    /// Opens the pinned namespace, or makes one. A pin may be left of a start that was interrupted, so whatever is set
+    /// up here is set up again.
+    fn enter(&self, name: &str, new: &[(&str, &str)], adopted: &[(&str, &str)]) -> Result<Space, KernelError> {
+        let (netns, settings) = match self.pins.open(name)? {
+            Some(netns) => (netns, adopted),
+            None => (self.pins.create(name)?, new),
+        };
+        netns.sysctls(settings)?;
+        Space::enter(netns)
+    }
+
+    fn space_mut(&mut self, name: &str) -> &mut Space {
+        self.spaces.get_mut(name).expect("the namespace was entered before, in the same call")
+    }
+
+    fn edge(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), KernelError> {
+        let name = names::edge_ns(network);
+        if !self.spaces.contains_key(&name) {
+            let mut space = self.enter(&name, EDGE_SYSCTLS, EDGE_SYSCTLS)?;
+            space.raise(&names::loopback())?;
+            self.spaces.insert(name.clone(), space);
+        }
+        let mut edge = self.spaces.remove(&name).expect("inserted above");
+        let laid = self.lay_edge(network, plan, &mut edge);
+        self.spaces.insert(name, edge);
+        laid
+    }
+
+    fn lay_edge(&mut self, network: NetworkId, plan: &VpcPlan, edge: &mut Space) -> Result<(), KernelError> {
+        let router = self.space_mut(&names::vpc_ns(network));
+        if edge.links().index(&names::to_vpc()).is_none() {
+            router.cut(&names::to_edge())?;
+            let here = End { name: names::to_edge(), mac: cable::ROUTER_MAC, mtu: cable::INNER_MTU, index: None };
+            let mtu = u32::from(plan.mtu);
+            let there = End { name: names::to_vpc(), mac: cable::EDGE_MAC, mtu, index: None };
+            router.lay(&here, &there, Some(edge))?;
+        }
+        edge.converge(&vpc::edge(plan))?;
+        Ok(())
+    }
+
+    fn drop_edge(&mut self, network: NetworkId) -> Result<(), KernelError> {
+        self.space_mut(&names::vpc_ns(network)).cut(&names::to_edge())?;
+        self.delete_space(&names::edge_ns(network))
+    }
+
+    fn drop_router(&mut self, network: NetworkId) -> Result<(), KernelError> {
+        if self.pins.open(&names::vpc_ns(network))?.is_some() {
+            let links: Vec<IfName> = self.router(network)?.links().by_name.keys().cloned().collect();
+            for name in links {
+                if let Some((consumer, producer)) = ends(network, &name) {
+                    self.unlink(consumer, producer)?;
+                }
+            }
+        }
+        self.delete_space(&names::edge_ns(network))?;
+        self.delete_space(&names::vpc_ns(network))
+    }
+
+    fn delete_space(&mut self, name: &str) -> Result<(), KernelError> {
+        if let Some(space) = self.spaces.remove(name) {
+            self.messages_elsewhere += space.messages_sent();
+        }
+        Ok(self.pins.delete(name)?)
+    }
+
+    /// What depends on the plan but is neither rule nor route. Forwarding comes last: until here nothing passed.
+    fn settings(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), KernelError> {
+        let counted = if plan.flow_logs { "1" } else { "0" };
+        let before = self.vpcs.get(&network).map(|p| p.flow_logs);
+        let first = !self.forwarding.contains(&network);
+        let netns = self.space_mut(&names::vpc_ns(network)).netns();
+        if first || before != Some(plan.flow_logs) {
+            netns
+                .sysctls(&[("netfilter/nf_conntrack_acct", counted), ("netfilter/nf_conntrack_timestamp", counted)])?;
+        }
+        if first {
+            netns.sysctls(&[("ipv4/ip_forward", "1")])?;
+            self.forwarding.insert(network);
+        }
+        Ok(())
+    }
+
+    // ---- PSC links ----
+
+    /// Lays the cable between two routers unless it lies.
+    fn link(&mut self, consumer: NetworkId, producer: NetworkId) -> Result<(), KernelError> {
+        self.router(consumer)?;
+        let taken = &self.router(producer)?.links().by_name;
+        if taken.contains_key(&names::incoming(consumer)) {
+            return Ok(());
+        }
+        let numbers: BTreeSet<u32> = taken.values().copied().collect();
+        let index = (1..=u32::from(u16::MAX)).map(|n| INCOMING_INDEX_BASE + n).find(|i| !numbers.contains(i));
+        let index = index.ok_or_else(|| KernelError::Unsupported {
+            cell: model::planned::host::CellId::Vpc(producer),
+            what: "more than 65535 consumer networks".to_owned(),
+        })?;
+        let end = |name, mac, index| End { name, mac, mtu: cable::INNER_MTU, index };
+        // Laid from the producer's side: the kernel obeys a chosen number of the near end only.
+        let here = end(names::incoming(consumer), cable::INCOMING_MAC, Some(index));
+        let there = end(names::outgoing(producer), cable::ROUTER_MAC, None);
+        if consumer == producer {
+            return self.space_mut(&names::vpc_ns(producer)).lay(&here, &there, None);
+        }
+        let name = names::vpc_ns(consumer);
+        let mut peer = self.spaces.remove(&name).expect("entered above");
+        let laid = self.space_mut(&names::vpc_ns(producer)).lay(&here, &there, Some(&mut peer));
+        self.spaces.insert(name, peer);
+        laid
+    }
+
+    fn unlink(&mut self, consumer: NetworkId, producer: NetworkId) -> Result<(), KernelError> {
+        self.router(producer)?.cut(&names::incoming(consumer))?;
+        self.router(consumer)?.lost(&names::outgoing(producer));
+        Ok(())
+    }
+
+    /// The number of each consumer's link to this producer.
+    fn zones(&self, producer: NetworkId) -> BTreeMap<NetworkId, u16> {
+        let Some(space) = self.spaces.get(&names::vpc_ns(producer)) else { return BTreeMap::new() };
+        let links = space.links().by_name.iter();
+        links
+            .filter_map(|(name, index)| {
+                let zone = u16::try_from(index.checked_sub(INCOMING_INDEX_BASE)?).ok()?;
+                Some((names::linked(names::INCOMING_PREFIX, name)?, zone))
+            })
+            .collect()
+    }
+
+    /// Takes away links that neither of their ends wants any more, and routers that were there only for a link.
+    fn prune(&mut self) -> Result<(), KernelError> {
+        let found: BTreeSet<_> = self
+            .spaces
+            .iter()
+            .filter_map(|(name, space)| Some((names::network_of(name)?, space)))
+            .flat_map(|(network, space)| space.links().by_name.keys().filter_map(move |name| ends(network, name)))
+            .collect();
+        for (consumer, producer) in &found {
+            let asked = self.vpcs.get(consumer).is_some_and(|p| vpc::producers(p).contains(producer));
+            let offered = self.vpcs.get(producer).is_some_and(|p| vpc::consumers(p).contains(consumer));
+            if !asked && !offered {
+                self.unlink(*consumer, *producer)?;
+            }
+        }
+        let idle: Vec<_> = self
+            .spaces
+            .iter()
+            .filter_map(|(name, space)| Some((names::network_of(name)?, space)))
+            .filter(|(n, space)| {
+                !self.vpcs.contains_key(n) && !space.links().by_name.keys().any(|name| ends(*n, name).is_some())
+            })
+            .filter(|(_, space)| !space.links().by_name.keys().any(|n| n.as_str().starts_with(names::PORT_PREFIX)))
+            .map(|(network, _)| network)
+            .collect();
+        idle.into_iter().try_for_each(|network| self.delete_space(&names::vpc_ns(network)))
+    }
+
+    /// NAT addresses that lose their endpoint, or are cut off, with this plan.
+    fn released(&self, network: NetworkId, plan: &VpcPlan) -> BTreeSet<Ipv4Addr> {
+        let Some(before) = self.vpcs.get(&network) else { return plan.cut.clone() };
+        let kept: BTreeSet<_> = plan.published.values().map(|p| p.nat).collect();
+        let gone = before.published.values().map(|p| p.nat).filter(|nat| !kept.contains(nat));
+        gone.chain(plan.cut.difference(&before.cut).copied()).collect()
+    }
+
+    /// Forgets the connections behind NAT addresses, so that their next tenant starts clean.
+    fn forget_connections(&mut self, network: NetworkId, nats: &BTreeSet<Ipv4Addr>) -> Result<(), KernelError> {
+        if nats.is_empty() {
+            return Ok(());
+        }
+        let name = names::vpc_ns(network);
+        let space = self.space_mut(&name);
+        let wanted = |e: &conntrack::Entry| e.original.zone != 0 && nats.contains(&e.reply.dst);
+        conntrack::delete(space.netfilter(), wanted)
+            .map_err(|source| KernelError::Netlink { namespace: name, source })?;
+        Ok(())
+    }
+}
+
+/// Consumer and producer of the link that this interface of `network`'s router is an end of.
+fn ends(network: NetworkId, name: &IfName) -> Option<(NetworkId, NetworkId)> {
+    let outgoing = names::linked(names::OUTGOING_PREFIX, name).map(|producer| (network, producer));
+    outgoing.or_else(|| names::linked(names::INCOMING_PREFIX, name).map(|consumer| (consumer, network)))
+}
+
+/// `lo`, with the address at which workloads find their metadata.
+fn loopback(space: &mut Space) -> Result<(), KernelError> {
+    space.requests(vec![
+        ("take lo up".to_owned(), route::up(LOOPBACK)),
+        ("give the metadata address".to_owned(), route::add_address(LOOPBACK, METADATA.into())),
+    ])
+}
+
+fn route_requests(space: &Space, routes: &[route::Route], neighbours: &[route::Neighbour]) -> Vec<(String, Message)> {
+    let neighbours =
+        neighbours.iter().map(|n| (format!("set neighbour {}", n.address), route::set_neighbour(n, space.links())));
+    let routes =
+        routes.iter().map(|r| (format!("route {}/{}", r.to, r.prefix_bits), route::set_route(r, space.links())));
+    neighbours.chain(routes).filter_map(|(what, message)| Some((what, message?))).collect()
+}
+
+fn tcp_listener(at: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = shared_socket(SocketType::STREAM)?;
+    // The machine's default may be one that needs pacing, which is not set up here. Where cubic is missing the default
+    // serves as well, only slower.
+    let _ = sockopt::set_tcp_congestion(&socket, "cubic");
+    rustix::net::bind(&socket, &at)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+fn udp_socket(at: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = shared_socket(SocketType::DGRAM)?;
+    rustix::net::bind(&socket, &at)?;
+    Ok(socket)
+}
+
+/// A restarted host opens the address again while the proxy still serves the socket of the one before.
+fn shared_socket(kind: SocketType) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    Ok(socket)
+}

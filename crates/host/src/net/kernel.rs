@@ -1,0 +1,224 @@
+//! One namespace in our hands: its sockets, its links, and what we know it holds. Reads and applies; decides nothing.
+
+use model::planned::host::CellId;
+
+use super::state::{self, Found, Step, Wanted};
+use crate::{
+    names::{IfName, PORT_PREFIX},
+    netlink::{
+        nft::{self, Table, Writer},
+        route::{self, End, Hop, Links},
+        socket::{Family, NetlinkError, Socket},
+    },
+    netns::{Netns, NetnsError},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    #[error("in namespace {namespace}")]
+    Netlink { namespace: String, source: NetlinkError },
+    #[error("namespace {namespace} has no interface {name}")]
+    NoLink { namespace: String, name: IfName },
+    #[error("{cell} asks for what this host cannot give: {what}")]
+    Unsupported { cell: CellId, what: String },
+}
+
+/// A namespace with sockets inside it.
+#[derive(Debug)]
+pub struct Space {
+    netns: Netns,
+    route: Socket,
+    netfilter: Socket,
+    links: Links,
+    /// What it holds; read from the kernel when first needed, kept in step from then on.
+    found: Option<Found>,
+}
+
+impl Space {
+    pub fn enter(netns: Netns) -> Result<Space, KernelError> {
+        let namespace = netns.name().to_owned();
+        let wrap = |source| KernelError::Netlink { namespace: namespace.clone(), source };
+        let (route, netfilter) = netns.run(|| (Socket::open(Family::Route), Socket::open(Family::Netfilter)))?;
+        let mut route = route.map_err(wrap)?;
+        let links = route::list_links(&mut route).map_err(wrap)?;
+        Ok(Space { netns, route, netfilter: netfilter.map_err(wrap)?, links, found: None })
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Netlink messages sent into this namespace so far: the cost of changes, independent of the clock.
+    pub fn messages_sent(&self) -> u64 {
+        self.route.sent() + self.netfilter.sent()
+    }
+
+    pub fn netfilter(&mut self) -> &mut Socket {
+        &mut self.netfilter
+    }
+
+    fn wrap(&self, source: NetlinkError) -> KernelError {
+        KernelError::Netlink { namespace: self.netns.name().to_owned(), source }
+    }
+
+    /// Makes the namespace hold what is wanted; answers how many steps that took.
+    pub fn converge(&mut self, wanted: &Wanted) -> Result<usize, KernelError> {
+        let found = match self.found.take() {
+            Some(found) => found,
+            None => self.read(wanted)?,
+        };
+        let steps = state::diff(wanted, &found);
+        // If a step fails nobody knows what holds: `found` stays empty and the next try reads the kernel again.
+        self.apply(&steps)?;
+        let taken = steps.len();
+        self.found = Some(state::after(wanted, found));
+        Ok(taken)
+    }
+
+    /// Reads the kernel: what of `wanted`'s kinds is there now. Routes and neighbours of workloads' cables are theirs.
+    pub fn read(&mut self, wanted: &Wanted) -> Result<Found, KernelError> {
+        let mut tables = Vec::new();
+        for table in &wanted.tables {
+            let read = nft::read_table(&mut self.netfilter, writer(table));
+            tables.push(read.map_err(|e| self.wrap(e))?);
+        }
+        let routes = route::list_routes(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
+        let neighbours = route::list_neighbours(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
+        let mark_rules = route::list_mark_rules(&mut self.route).map_err(|e| self.wrap(e))?;
+        let is_port = |name: &IfName| name.as_str().starts_with(PORT_PREFIX);
+        let of_port = |hop: &Hop| matches!(hop, Hop::Link(dev) | Hop::Via(_, dev) if is_port(dev));
+        Ok(Found {
+            routes: routes.into_iter().filter(|r| !of_port(&r.hop)).collect(),
+            neighbours: neighbours.into_iter().filter(|n| !is_port(&n.at)).collect(),
+            mark_rules: mark_rules.into_iter().collect(),
+            tables,
+        })
+    }
+
+    /// Forget what is known of routes and neighbours at this link: it went, and the kernel took them along.
+    fn forget_link(&mut self, name: &IfName) {
+        self.links.by_name.remove(name);
+        if let Some(found) = &mut self.found {
+            found.neighbours.retain(|n| n.at != *name);
+            found.routes.retain(|r| !matches!(&r.hop, Hop::Link(dev) | Hop::Via(_, dev) if dev == name));
+        }
+    }
+
+    fn apply(&mut self, steps: &[Step<'_>]) -> Result<(), KernelError> {
+        let tables: Vec<_> = steps.iter().enumerate().flat_map(|(i, step)| table_messages(step, i)).collect();
+        self.netfilter.transaction("change the packet rules", tables).map_err(|e| self.wrap(e))?;
+        for step in steps {
+            self.apply_route(step)?;
+        }
+        Ok(())
+    }
+
+    fn apply_route(&mut self, step: &Step<'_>) -> Result<(), KernelError> {
+        let links = &self.links;
+        let (what, message) = match step {
+            Step::SetRoute(r) => {
+                (format!("route {}/{}", r.to, r.prefix_bits), Some(self.must(r.dev(), route::set_route(r, links))?))
+            }
+            Step::SetNeighbour(n) => {
+                (format!("set neighbour {}", n.address), Some(self.must(Some(&n.at), route::set_neighbour(n, links))?))
+            }
+            Step::DeleteRoute(r) => (format!("unroute {}/{}", r.to, r.prefix_bits), route::delete_route(r, links)),
+            Step::DeleteNeighbour(n) => (format!("drop neighbour {}", n.address), route::delete_neighbour(n, links)),
+            Step::AddMarkRule(rule) => ("add a rule by mark".to_owned(), Some(route::add_mark_rule(*rule))),
+            _ => return Ok(()),
+        };
+        let Some(message) = message else { return Ok(()) };
+        match self.route.request(&what, message) {
+            // Deleting what the kernel took away together with its link.
+            Err(e) if matches!(e.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) && step.deletes() => Ok(()),
+            outcome => outcome.map_err(|e| self.wrap(e)),
+        }
+    }
+
+    fn must<T>(&self, name: Option<&IfName>, message: Option<T>) -> Result<T, KernelError> {
+        message.ok_or_else(|| KernelError::NoLink {
+            namespace: self.netns.name().to_owned(),
+            name: name.cloned().unwrap_or_else(crate::names::loopback),
+        })
+    }
+
+    /// Lays a cable from here to `peer`, or within this namespace, and takes both ends up. The ends must not exist.
+    pub fn lay(&mut self, here: &End, there: &End, peer: Option<&mut Space>) -> Result<(), KernelError> {
+        let what = format!("lay {} to {}", here.name, there.name);
+        let message = route::new_cable(here, there, peer.as_ref().map(|p| std::os::fd::AsFd::as_fd(&p.netns)));
+        self.route.request(&what, message).map_err(|e| self.wrap(e))?;
+        match peer {
+            Some(peer) => peer.raise(&there.name)?,
+            None => self.raise(&there.name)?,
+        }
+        self.raise(&here.name)
+    }
+
+    /// Takes a link up and remembers its number.
+    pub fn raise(&mut self, name: &IfName) -> Result<(), KernelError> {
+        let index = route::find_link(&mut self.route, name).map_err(|e| self.wrap(e))?;
+        let index = self.must(Some(name), index)?;
+        self.links.by_name.insert(name.clone(), index);
+        match self.route.request(&format!("keep {name} bare"), route::no_own_address(index)) {
+            Err(e) if e.errno() == Some(libc::EAFNOSUPPORT) => {}
+            outcome => outcome.map_err(|e| self.wrap(e))?,
+        }
+        self.route.request(&format!("take {name} up"), route::up(index)).map_err(|e| self.wrap(e))
+    }
+
+    /// Deletes a link with its other end; nothing happens when there is none.
+    pub fn cut(&mut self, name: &IfName) -> Result<(), KernelError> {
+        if self.links.index(name).is_none() {
+            return Ok(());
+        }
+        self.forget_link(name);
+        match self.route.request(&format!("delete link {name}"), route::delete_link(name)) {
+            Err(e) if e.errno() == Some(libc::ENODEV) => Ok(()),
+            outcome => outcome.map_err(|e| self.wrap(e)),
+        }
+    }
+
+    /// The other end of a cable was deleted, and with it this one.
+    pub fn lost(&mut self, name: &IfName) {
+        self.forget_link(name);
+    }
+
+    /// Sends routing requests in order: (what it does, message).
+    pub fn requests(&mut self, requests: Vec<(String, crate::netlink::wire::Message)>) -> Result<(), KernelError> {
+        self.route.requests(requests).map_err(|e| self.wrap(e))
+    }
+}
+
+fn writer(table: &Table) -> Writer {
+    Writer { family: table.family, table: table.name }
+}
+
+fn table_messages(step: &Step<'_>, id: usize) -> Vec<crate::netlink::wire::Message> {
+    let id = u32::try_from(id).expect("steps are bounded by a frame") + 1;
+    match step {
+        Step::NewTable(t) => vec![writer(t).new_table()],
+        Step::NewTimeouts(t, timeouts) => vec![writer(t).new_timeouts(*timeouts)],
+        Step::NewSet(t, name, set) => vec![writer(t).new_set(name, set, id)],
+        Step::DeleteSet(t, name) => vec![writer(t).delete_set(name)],
+        Step::DeleteElements(t, name, set, gone) => writer(t).delete_elements(name, set, gone),
+        Step::AddElements(t, name, set, new) => writer(t).add_elements(name, set, new),
+        Step::NewChain(t, name, chain) => vec![writer(t).new_chain(name, chain.hook.as_ref())],
+        Step::Refill(t, name, chain) => {
+            let w = writer(t);
+            let rules = chain.rules.iter().map(|r| w.new_rule(name, r));
+            [w.flush_chain(name)].into_iter().chain(rules).collect()
+        }
+        Step::Flush(t, name) => vec![writer(t).flush_chain(name)],
+        Step::SetRoute(_)
+        | Step::DeleteRoute(_)
+        | Step::SetNeighbour(_)
+        | Step::DeleteNeighbour(_)
+        | Step::AddMarkRule(_) => Vec::new(),
+    }
+}

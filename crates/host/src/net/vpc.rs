@@ -1,0 +1,358 @@
+//! A VPC's router and the namespace behind it, as the kernel should hold them. Pure; start with [`router`].
+//!
+//! ```text
+//!  VM ── p-… ┐                         ┌ o-<producer> ══ i-<this VPC> in the producer's router
+//!  VM ── p-… ┤  consumer: firewall,    ├ edge0 ── vpc0, the namespace of the proxy's sockets
+//!            │  routes only            │
+//!  i-<consumer> ═ producer: zone, DNAT to the VIP, SNAT to the endpoint's NAT address ─ edge0
+//!                 replies: marked with their link by the NAT address ─ mux0 ─ forwarded into i-<consumer>
+//! ```
+//!
+//! Two consumers may use one address and one port at once: each link has a tracking zone of its own for the first
+//! direction, and replies share zone 0, where the NAT address tells them apart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{
+    cidr::Cidr,
+    id::NetworkId,
+    limits,
+    planned::host::{FirewallRule, Match, PlannedProtocol, VpcPlan},
+    vpc::{Action, Direction, PortRange},
+};
+
+use super::{rules::*, state::Wanted};
+use crate::{
+    names::{self, INCOMING_PREFIX, OUTGOING_PREFIX, PORT_PREFIX},
+    net::cable,
+    netlink::{
+        expr::{Load, Step, Use, Verdict, state as ct},
+        nft::{Chain, Field, HookKind, HookPoint, Policy, Rule, Set, Table, TableFamily, Timeouts},
+        route::{Hop, MarkRule, Neighbour, Route},
+    },
+};
+
+/// Replies to PSC consumers carry this mark and, below it, the number of the interface they must leave by.
+pub const PSC_MARK: u32 = 0x1000_0000;
+const PSC_LINK_BITS: u32 = 0x0fff_ffff;
+/// Routing table of marked replies.
+const PSC_TABLE: u32 = 200;
+const PSC_RULE_PRIORITY: u32 = 100;
+
+/// The first source port of connections behind an endpoint. Source: PSC, 64 512 ports for each NAT address.
+const PSC_PORT_FIRST: u16 = 1_024;
+
+/// Links to consumers are numbered: the number is their tracking zone and, added to this, their interface number; so
+/// the kernel's list of links is the whole memory of which is which.
+pub const INCOMING_INDEX_BASE: u32 = 0x0010_0000;
+
+/// What the router of `network` should hold. `zones`: the number of each consumer's link.
+pub fn router(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> Wanted {
+    Wanted {
+        routes: routes(plan),
+        neighbours: neighbours(plan),
+        mark_rules: [MarkRule { mark: PSC_MARK, mask: PSC_MARK, table: PSC_TABLE, priority: PSC_RULE_PRIORITY }].into(),
+        tables: vec![table(plan, zones), mux_table()],
+    }
+}
+
+/// What the proxy's namespace should hold: the VIPs as its own addresses, and one way out.
+pub fn edge(plan: &VpcPlan) -> Wanted {
+    let mut routes: BTreeSet<_> = plan.vips.values().map(|vip| Route::local(vip.address)).collect();
+    routes.insert(Route::default_v4(Hop::Via(HOP.into(), names::to_vpc())));
+    let neighbours = [Neighbour { at: names::to_vpc(), address: HOP.into(), mac: cable::ROUTER_MAC }].into();
+    Wanted { routes, neighbours, mark_rules: BTreeSet::new(), tables: Vec::new() }
+}
+
+/// The producers to which this VPC needs a link.
+pub fn producers(plan: &VpcPlan) -> BTreeSet<NetworkId> {
+    plan.endpoints.values().filter_map(|e| e.producer).collect()
+}
+
+/// The consumers from which this VPC needs a link.
+pub fn consumers(plan: &VpcPlan) -> BTreeSet<NetworkId> {
+    plan.published.values().map(|p| p.consumer).collect()
+}
+
+fn routes(plan: &VpcPlan) -> BTreeSet<Route> {
+    let via = |dev| Hop::Via(HOP.into(), dev);
+    let mut routes = BTreeSet::from([
+        // What is not in this VPC is nowhere: say so at once instead of letting connections time out.
+        Route::default_v4(Hop::Unreachable),
+        Route { table: PSC_TABLE, ..Route::default_v4(via(names::mux()[0].clone())) },
+    ]);
+    routes.extend(plan.vips.values().map(|vip| Route::host(vip.address, via(names::to_edge()))));
+    routes.extend(plan.endpoints.values().map(|endpoint| {
+        // An endpoint that does not forward is silent, unlike an address that is nobody's.
+        let hop = endpoint.producer.map_or(Hop::Blackhole, |producer| via(names::outgoing(producer)));
+        Route::host(endpoint.address, hop)
+    }));
+    routes
+}
+
+fn neighbours(plan: &VpcPlan) -> BTreeSet<Neighbour> {
+    let hop = |at, mac| Neighbour { at, address: HOP.into(), mac };
+    // Whatever leaves by the mux is forwarded into some link: this is the address that every link's far end carries.
+    let mut neighbours = BTreeSet::from([hop(names::mux()[0].clone(), cable::ROUTER_MAC)]);
+    neighbours.extend((!plan.vips.is_empty()).then(|| hop(names::to_edge(), cable::EDGE_MAC)));
+    neighbours.extend(producers(plan).into_iter().map(|p| hop(names::outgoing(p), cable::INCOMING_MAC)));
+    neighbours
+}
+
+fn table(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> Table {
+    let timeouts = Timeouts {
+        established_s: plan.psc_idle_s,
+        transitory_s: u32::try_from(limits::PSC_TRANSITORY.as_secs()).expect("30 seconds"),
+    };
+    let mut sets = sets(plan, zones);
+    let mut chains = chains(timeouts);
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|d| firewall(plan, d, &mut sets));
+    chains.insert("ingress".to_owned(), jumped(ingress));
+    chains.insert("egress".to_owned(), jumped(egress));
+    Table { family: TableFamily::Ip, name: "vpc", timeouts: [timeouts].into(), sets, chains }
+}
+
+fn sets(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> BTreeMap<String, Set> {
+    let ports = plan.ports.iter().map(|(id, a)| point(key(&[&names::port(id).padded(), &a.octets()])));
+    let cut = plan.cut.iter().map(|a| point(a.octets().to_vec()));
+    // Links that a cell still to come will need are numbered already; only those of this plan have elements.
+    let wanted = consumers(plan);
+    let zone_of = zones.iter().filter(|(consumer, _)| wanted.contains(consumer));
+    let zone_of = zone_of.map(|(c, zone)| pair(names::incoming(*c).padded().to_vec(), zone.to_ne_bytes().to_vec()));
+    let published = || plan.published.values().map(|p| (p, names::incoming(p.consumer).padded()));
+    let dialled = |p: &model::planned::host::PublishedEndpoint, link: [u8; 16]| key(&[&link, &p.address.octets()]);
+    let vip_of = published().map(|(p, link)| pair(dialled(p, link), p.vip.octets().to_vec()));
+    let nat_of = published().map(|(p, link)| pair(dialled(p, link), p.nat.octets().to_vec()));
+    let nat_at = published().map(|(p, link)| point(key(&[&link, &p.nat.octets()])));
+    let link_of = plan.published.values().filter_map(|p| {
+        let mark = PSC_MARK | (INCOMING_INDEX_BASE + u32::from(*zones.get(&p.consumer)?));
+        Some(pair(p.nat.octets().to_vec(), mark.to_ne_bytes().to_vec()))
+    });
+    let own = plan.vips.values().map(|vip| (vip.address, vip.ports));
+    let open = plan.published.values().map(|p| (p.vip, p.ports));
+    let name = Field::InterfaceName;
+    BTreeMap::from(
+        [
+            ("ports", points(vec![name, Field::Ipv4], None, ports)),
+            ("cut", points(vec![Field::Ipv4], None, cut)),
+            ("zone_of", points(vec![name], Some(Field::Zone), zone_of)),
+            ("vip_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), vip_of)),
+            ("nat_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), nat_of)),
+            ("nat_at", points(vec![name, Field::Ipv4], None, nat_at)),
+            ("link_of", points(vec![Field::Ipv4], Some(Field::Mark), link_of)),
+            ("vips", service_set(own)),
+            ("psc_vips", service_set(open)),
+        ]
+        .map(|(name, set)| (name.to_owned(), set)),
+    )
+}
+
+/// Everything but the firewall: the same for every VPC.
+fn chains(timeouts: Timeouts) -> BTreeMap<String, Chain> {
+    let filter = HookKind::Filter;
+    let pre = HookPoint::Prerouting;
+    let post = HookPoint::Postrouting;
+    BTreeMap::from(
+        [
+            ("raw", base(filter, pre, PRIORITY_RAW, Policy::Accept, raw())),
+            ("mark", base(filter, pre, PRIORITY_MANGLE, Policy::Accept, mark())),
+            ("dnat", base(HookKind::Nat, pre, PRIORITY_DSTNAT, Policy::Accept, dnat())),
+            ("input", base(filter, HookPoint::Input, PRIORITY_FILTER, Policy::Drop, metadata_rules(PORT_PREFIX))),
+            ("forward", base(filter, HookPoint::Forward, PRIORITY_FILTER, Policy::Drop, forward())),
+            ("output_raw", base(filter, HookPoint::Output, PRIORITY_RAW, Policy::Accept, output_raw())),
+            ("output", base(filter, HookPoint::Output, PRIORITY_FILTER, Policy::Drop, output())),
+            ("snat", base(HookKind::Nat, post, PRIORITY_SRCNAT, Policy::Accept, snat())),
+            ("last", base(filter, post, PRIORITY_LAST, Policy::Accept, last())),
+            ("from_consumer", jumped(from_consumer(timeouts))),
+            ("from_edge", jumped(from_edge())),
+            ("cap", jumped(vec![cap()])),
+        ]
+        .map(|(name, chain)| (name.to_owned(), chain)),
+    )
+}
+
+fn raw() -> Vec<Rule> {
+    let seat = [Load::InputName, Load::SourceIp];
+    vec![
+        rule(
+            "a port speaks from its own address only",
+            [from_any(PORT_PREFIX), stranger(&seat, "ports")],
+            Verdict::Drop,
+        ),
+        rule("metadata needs no tracking", [is_v4(Load::DestinationIp, METADATA), Step::NoTrack], Verdict::Accept),
+        effect(
+            "each consumer has a zone of its own",
+            [Step::Mapped(vec![Load::InputName], "zone_of".to_owned(), Use::OriginalZone)],
+        ),
+    ]
+}
+
+/// After the connection is known, before its addresses are translated back.
+fn mark() -> Vec<Rule> {
+    let edge = from(&names::to_edge());
+    vec![
+        rule("cut off", [edge.clone(), member(&[Load::DestinationIp], "cut")], Verdict::Drop),
+        effect(
+            "only replies to an endpoint find their link",
+            [edge, reply(), translated(), Step::Mapped(vec![Load::DestinationIp], "link_of".to_owned(), Use::Mark)],
+        ),
+    ]
+}
+
+fn dnat() -> Vec<Rule> {
+    let dialled = vec![Load::InputName, Load::DestinationIp];
+    let to_vip = Step::Mapped(dialled, "vip_of".to_owned(), Use::Destination);
+    vec![effect("endpoint to vip", [from_any(INCOMING_PREFIX), protocol(TCP), to_vip])]
+}
+
+fn snat() -> Vec<Rule> {
+    let dialled = vec![Load::InputName, Load::CtOriginalDestination];
+    let source = Use::Source { first_port: PSC_PORT_FIRST, last_port: u16::MAX };
+    let to_nat = Step::Mapped(dialled, "nat_of".to_owned(), source);
+    vec![effect("endpoint to its nat address", [from_any(INCOMING_PREFIX), protocol(TCP), to_nat])]
+}
+
+fn last() -> Vec<Rule> {
+    let consumer = from_any(INCOMING_PREFIX);
+    let speaks = [Load::InputName, Load::SourceIp];
+    vec![
+        rule("cut off", [consumer.clone(), member(&[Load::SourceIp], "cut")], Verdict::Drop),
+        rule("no consumer's own address gets through", [consumer, stranger(&speaks, "nat_at")], Verdict::Drop),
+    ]
+}
+
+fn forward() -> Vec<Rule> {
+    let edge = names::to_edge();
+    vec![
+        rule("through an endpoint", [from_any(INCOMING_PREFIX)], Verdict::Goto("from_consumer")),
+        rule("from the load balancer", [from(&edge)], Verdict::Goto("from_edge")),
+        rule("out of nowhere", [state(ct::INVALID)], Verdict::Drop),
+        rule("known", [state(ct::ESTABLISHED | ct::RELATED)], Verdict::Accept),
+        rule("a producer opens nothing", [from_any(OUTGOING_PREFIX)], Verdict::Drop),
+        rule("connections of this vpc", [], Verdict::Jump("cap")),
+        rule("what a vm may send", [from_any(PORT_PREFIX)], Verdict::Jump("egress")),
+        rule("what a vm may get", [from_any(PORT_PREFIX), to_any(PORT_PREFIX)], Verdict::Goto("ingress")),
+        rule("to an endpoint", [from_any(PORT_PREFIX), to_any(OUTGOING_PREFIX)], Verdict::Accept),
+        rule(
+            "to the load balancer",
+            [
+                from_any(PORT_PREFIX),
+                to(&edge),
+                protocol(TCP),
+                member(&[Load::DestinationIp, Load::DestinationPort], "vips"),
+            ],
+            Verdict::Accept,
+        ),
+    ]
+}
+
+fn from_consumer(timeouts: Timeouts) -> Vec<Rule> {
+    let service = [Load::DestinationIp, Load::DestinationPort];
+    vec![
+        rule("to the load balancer and nowhere else", [not_to(&names::to_edge())], Verdict::Drop),
+        rule("known", [state(ct::ESTABLISHED), translated()], Verdict::Accept),
+        rule("connections of this vpc", [], Verdict::Jump("cap")),
+        rule(
+            "new",
+            [state(ct::NEW), translated(), protocol(TCP), member(&service, "psc_vips"), Step::Timeout(timeouts.name())],
+            Verdict::Accept,
+        ),
+        rule("anything else", [], Verdict::Drop),
+    ]
+}
+
+fn from_edge() -> Vec<Rule> {
+    let known = || [state(ct::ESTABLISHED), reply()];
+    // Where a reply has lost its mark, its destination is an address of the consumer's; the same address may be a VM
+    // here. So translated replies leave by the mux or not at all.
+    let [mux, _] = names::mux();
+    vec![
+        rule("to a consumer", known().into_iter().chain([translated(), to(&mux)]), Verdict::Accept),
+        rule("to a vm", known().into_iter().chain([untranslated(), to_any(PORT_PREFIX)]), Verdict::Accept),
+        rule("the load balancer opens nothing", [], Verdict::Drop),
+    ]
+}
+
+fn cap() -> Rule {
+    rule(
+        "as many as a vpc may have",
+        [state(ct::NEW), Step::ConnectionsOver(limits::VPC_CONNECTIONS_MAX)],
+        Verdict::Drop,
+    )
+}
+
+fn output_raw() -> Vec<Rule> {
+    vec![rule("metadata needs no tracking", [is_v4(Load::SourceIp, METADATA), Step::NoTrack], Verdict::Accept)]
+}
+
+/// The router speaks to its own VMs as the metadata server and in ICMP errors, and to nobody else.
+fn output() -> Vec<Rule> {
+    vec![rule("to a vm", [is_v4(Load::SourceIp, METADATA), to_any(PORT_PREFIX)], Verdict::Accept)]
+}
+
+/// Rules of one direction, in order, with their address sets. An allowed ingress is accepted, an allowed egress returns
+/// (ingress is still to be asked); at the end stand the implied rules.
+fn firewall(plan: &VpcPlan, direction: Direction, sets: &mut BTreeMap<String, Set>) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for firewall in plan.firewall.iter().filter(|rule| rule.direction == direction) {
+        let addresses = address_steps(firewall, sets);
+        let verdict = match (firewall.action, direction) {
+            (Action::Deny, _) => Verdict::Drop,
+            (Action::Allow, Direction::Ingress) => Verdict::Accept,
+            (Action::Allow, Direction::Egress) => Verdict::Return,
+        };
+        for traffic in traffic_steps(&firewall.protocols) {
+            rules.push(rule(firewall.name.clone(), addresses.iter().cloned().chain(traffic), verdict.clone()));
+        }
+    }
+    rules.push(match direction {
+        Direction::Ingress => rule("implied deny ingress", [], Verdict::Drop),
+        Direction::Egress => rule("implied allow egress", [], Verdict::Return),
+    });
+    rules
+}
+
+fn address_steps(firewall: &FirewallRule, sets: &mut BTreeMap<String, Set>) -> Vec<Step> {
+    let (target, peer) = match firewall.direction {
+        Direction::Ingress => (Load::DestinationIp, Load::SourceIp),
+        Direction::Egress => (Load::SourceIp, Load::DestinationIp),
+    };
+    let parts = [
+        ("targets", target, &firewall.targets),
+        ("peers", peer, &firewall.peers),
+        ("destinations", Load::DestinationIp, &firewall.destinations),
+    ];
+    let mut steps = Vec::new();
+    for (part, load, condition) in parts {
+        match condition {
+            Match::Any => {}
+            Match::In(blocks) if blocks.contains(&Cidr::ALL) => {}
+            Match::In(blocks) => {
+                let name = format!("{}.{part}", firewall.name);
+                steps.push(member(&[load], &name));
+                sets.insert(name, address_set(blocks));
+            }
+        }
+    }
+    steps
+}
+
+/// One rule for each protocol and port range; a single empty one where everything matches.
+fn traffic_steps(protocols: &[PlannedProtocol]) -> Vec<Vec<Step>> {
+    if protocols.is_empty() {
+        return vec![Vec::new()];
+    }
+    let each = |p: &PlannedProtocol| -> Vec<Vec<Step>> {
+        let of = |range: PortRange| [vec![protocol(p.protocol)], ports(range)].concat();
+        if p.ports.is_empty() { vec![vec![protocol(p.protocol)]] } else { p.ports.iter().map(|r| of(*r)).collect() }
+    };
+    protocols.iter().flat_map(each).collect()
+}
+
+/// Replies that left by the mux are put into the link that their mark names: one step, however many consumers.
+fn mux_table() -> Table {
+    let rules = vec![effect("into the link of the consumer", [Step::ForwardByMark(PSC_LINK_BITS)])];
+    let chain = base(HookKind::Filter, HookPoint::Egress("mux0"), PRIORITY_FILTER, Policy::Drop, rules);
+    let chains = BTreeMap::from([("egress".to_owned(), chain)]);
+    Table { family: TableFamily::Netdev, name: "mux", timeouts: BTreeSet::new(), sets: BTreeMap::new(), chains }
+}
