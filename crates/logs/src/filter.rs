@@ -24,6 +24,7 @@ use test::{Rel, Test, fold};
 /// A parsed filter. The default one matches everything.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
+    text: String,
     root: Option<Expr>,
 }
 
@@ -124,7 +125,12 @@ impl Filter {
     /// # Errors
     /// [`FilterError`] for everything that is not understood, also for what the real language has and this one not.
     pub fn parse(text: &str) -> Result<Filter, FilterError> {
-        Ok(Filter { root: parse::parse(text)? })
+        Ok(Filter { root: parse::parse(text)?, text: text.to_owned() })
+    }
+
+    /// As it was written.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Whether an entry, in its JSON form, is wanted.
@@ -167,9 +173,13 @@ fn has_words(value: &Value, wanted: &[String]) -> bool {
     wanted.iter().all(|word| texts(value, &mut |text| words(text).any(|found| found == *word)))
 }
 
-/// A number in [0, 1) that depends on the text alone (FNV-1a, mixed).
-pub(crate) fn fraction(text: &str) -> f64 {
+/// FNV-1a, mixed. The same in every process.
+pub(crate) fn hash(text: &str) -> u64 {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    f64::from(u32::try_from(mixed >> 32).unwrap_or_default()) / 4_294_967_296.0
+    (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd)
+}
+
+/// A number in [0, 1) that depends on the text alone.
+pub(crate) fn fraction(text: &str) -> f64 {
+    f64::from(u32::try_from(hash(text) >> 32).unwrap_or_default()) / 4_294_967_296.0
 }

@@ -8,9 +8,9 @@
 pub mod audit;
 pub mod entry;
 pub mod filter;
-//JOURNAL
+pub mod journal;
 pub mod records;
 
 pub use entry::{Entry, LogName, LogTime, Payload, Resource, Severity};
 pub use filter::{Filter, FilterError};
-//PUJ
+pub use journal::{Bounds, Journal, Order, Page, Query, QueryError, Stats};

@@ -117,7 +117,7 @@ impl Platter {
             for mut change in surface.unsynced.drain(..) {
                 let fate = seed.below(3);
                 if let (2, Unsynced::Write { bytes, .. }) = (fate, &mut change) {
-                    bytes.truncate(usize::try_from(seed.below(bytes.len() as u64 + 1)).unwrap());
+                    bytes.truncate(usize::try_from(seed.below(u64::try_from(bytes.len()).unwrap() + 1)).unwrap());
                 }
                 if fate > 0 {
                     apply(&mut disk, &change);
@@ -133,7 +133,7 @@ impl Platter {
 
 impl StorageBackend for Platter {
     fn len(&self) -> io::Result<u64> {
-        self.with(|s| s.alive().map(|()| s.seen.len() as u64))
+        self.with(|s| s.alive().map(|()| u64::try_from(s.seen.len()).unwrap()))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -173,7 +173,7 @@ fn any_txn(seed: &mut Seed) -> Txn {
     for key in 0..6 {
         let size = usize::try_from(seed.below(3_000)).unwrap();
         txn = match seed.below(4) {
-            0 => txn.put(format!("k/{key}"), vec![seed.next() as u8; size]),
+            0 => txn.put(format!("k/{key}"), vec![seed.next().to_le_bytes()[0]; size]),
             1 => txn.delete(format!("k/{key}")),
             _ => txn,
         };
