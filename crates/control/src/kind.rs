@@ -71,6 +71,11 @@ pub trait Kind: Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync +
 
     fn references(&self) -> Vec<Reference>;
 
+    /// E-mail addresses of the service accounts that this runs as; its maker must be allowed to act as them.
+    fn accounts_used(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// Values and immutability, without the world. `old` is set for a change.
     fn check(&self, old: Option<&Self>) -> Result<(), Fault>;
 
@@ -80,6 +85,17 @@ pub trait Kind: Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync +
 
     /// Undoes what `admit` wrote elsewhere. References in the way were found before.
     fn retire(record: &Record<Self>, world: &World, txn: &mut Txn) -> Result<(), Fault>;
+
+    /// Resources that refer to this one and go with it, so that they are not in the way of its deletion; `retire`
+    /// removes them.
+    fn companions(_record: &Record<Self>, _world: &World) -> Vec<Link> {
+        Vec::new()
+    }
+
+    /// Whether this refusal is told by a failed operation rather than by the answer to the request.
+    fn is_found_late(_fault: &Fault) -> bool {
+        false
+    }
 }
 
 macro_rules! objects {
@@ -110,6 +126,14 @@ macro_rules! objects {
             /// The word of the kind in in-use messages.
             pub fn word(&self) -> &'static str {
                 match self { $(Object::$variant(_) => <$spec as Kind>::WORD),* }
+            }
+        }
+
+        /// The word for what stands in a collection, for messages.
+        pub fn word_of(collection: &str) -> &'static str {
+            match collection {
+                $(<$spec as Kind>::COLLECTION => <$spec as Kind>::WORD,)*
+                _ => "target",
             }
         }
     };

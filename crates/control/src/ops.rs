@@ -9,6 +9,7 @@ use std::{
 
 use identity::{
     keys::StoredKey,
+    permission::Permission,
     policy::{self, Decision},
 };
 use model::{
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 
 use crate::{
     accounts::AccountKey,
-    kind::{Kind, Need, Object, Record},
+    kind::{Kind, Need, Object, Record, Reference, word_of},
     operation::{Operation, OperationState},
     random,
     run::RunOperation,
@@ -285,6 +286,11 @@ pub struct Txn {
 }
 
 impl Txn {
+    /// One that nobody will commit: to find out what a change would do.
+    pub(crate) fn scratch(now: Timestamp) -> Txn {
+        Txn { now, changes: Vec::new() }
+    }
+
     pub fn push(&mut self, change: Change) {
         let key = change.key();
         self.changes.retain(|c| c.key() != key);
@@ -438,11 +444,11 @@ impl Control {
 
     /// Checks all `needs`, in order; the error names the first that is missing.
     pub fn authorize(&self, world: &World, caller: &Caller, needs: &[Need]) -> Result<Authorized, Need> {
+        let who = policy::Caller::Known(&caller.principal);
         for need in needs {
-            let chain = policy_chain(world, &need.resource);
-            let who = policy::Caller::Principal(caller.principal.clone());
-            match policy::decide(&chain, &who, need.permission) {
-                Decision::Allowed { .. } => {}
+            let Some(permission) = Permission::parse(need.permission) else { return Err(need.clone()) };
+            match policy::decide(&policy_chain(world, &need.resource), who, permission) {
+                Decision::Allowed(_) => {}
                 Decision::Denied => return Err(need.clone()),
             }
         }
@@ -481,11 +487,14 @@ impl Control {
                 spec: draft.spec.clone(),
                 inert: draft.inert.clone(),
             };
+            let call = Call { caller, verb: draft.verb, request_id: draft.request_id.as_deref() };
+            if let Err(fault) = self.authorize_acting(world, caller, &record.spec.accounts_used()) {
+                return Ok(call.fail(&record, fault, txn));
+            }
             resolve(world, &record.spec)?;
             K::admit(&mut record, None, world, txn)?;
-            let operation = operation(caller, &record, draft.verb, draft.request_id.as_deref(), txn.now);
+            let operation = call.begin(&record, txn);
             txn.put(record);
-            txn.push(Change::Operation(Box::new(operation.clone())));
             Ok(operation)
         })?;
         Ok(operation)
@@ -495,62 +504,82 @@ impl Control {
     /// error to make. An edit that changes nothing still gives an operation.
     pub fn change<K: Kind>(
         &self,
-        caller: &Caller,
+        call: Call<'_>,
         link: &Link,
-        verb: &str,
-        request_id: Option<&str>,
         edit: impl Fn(&World, &mut Record<K>) -> Result<(), Fault>,
     ) -> Result<Operation, Fault> {
-        if let Some(earlier) = self.repeated(caller, request_id) {
+        self.change_by(call, link, |spec| spec.needs_to_update(link), edit)
+    }
+
+    /// [`Control::change`] by a verb with permissions of its own. They are asked of the record as it was and as it
+    /// becomes: whoever points a resource at another must be allowed to use that one.
+    pub fn change_by<K: Kind>(
+        &self,
+        call: Call<'_>,
+        link: &Link,
+        needs: impl Fn(&K) -> Vec<Need>,
+        edit: impl Fn(&World, &mut Record<K>) -> Result<(), Fault>,
+    ) -> Result<Operation, Fault> {
+        if let Some(earlier) = self.repeated(call.caller, call.request_id) {
             return Ok(earlier);
         }
         let (operation, _) = self.commit(|world, txn| {
-            let old = world.get::<K>(link);
-            let needs = match old {
-                Some(old) => old.spec.needs_to_update(link),
-                None => return Err(self.absent(world, caller, link)),
-            };
-            self.authorize_compute(world, caller, &needs)?;
-            let old = old.ok_or_else(|| Fault::not_found(link))?;
+            let Some(old) = world.get::<K>(link) else { return Err(self.absent(world, call.caller, link)) };
+            self.authorize_compute(world, call.caller, &needs(&old.spec))?;
             let mut record = old.clone();
             edit(world, &mut record)?;
+            self.authorize_compute(world, call.caller, &needs(&record.spec))?;
             record.spec.check(Some(&old.spec))?;
             resolve(world, &record.spec)?;
             K::admit(&mut record, Some(old), world, txn)?;
             if record != *old {
                 record.generation += 1;
             }
-            let operation = operation(caller, &record, verb, request_id, txn.now);
+            let operation = call.begin(&record, txn);
             txn.put(record);
-            txn.push(Change::Operation(Box::new(operation.clone())));
             Ok(operation)
         })?;
         Ok(operation)
     }
 
-    pub fn delete<K: Kind>(
-        &self,
-        caller: &Caller,
-        link: &Link,
-        verb: &str,
-        request_id: Option<&str>,
-    ) -> Result<Operation, Fault> {
-        if let Some(earlier) = self.repeated(caller, request_id) {
+    pub fn delete<K: Kind>(&self, call: Call<'_>, link: &Link) -> Result<Operation, Fault> {
+        if let Some(earlier) = self.repeated(call.caller, call.request_id) {
             return Ok(earlier);
         }
         let (operation, _) = self.commit(|world, txn| {
-            let Some(old) = world.get::<K>(link) else { return Err(self.absent(world, caller, link)) };
-            self.authorize_compute(world, caller, &old.spec.needs_to_delete(link))?;
-            if let Some(user) = world.referrers(link).next() {
-                return Err(Fault::in_use(K::WORD, link, user));
+            let Some(old) = world.get::<K>(link) else { return Err(self.absent(world, call.caller, link)) };
+            self.authorize_compute(world, call.caller, &old.spec.needs_to_delete(link))?;
+            match removable(old, world).and_then(|()| K::retire(old, world, txn)) {
+                Ok(()) => {
+                    txn.push(Change::NoObject(link.clone()));
+                    Ok(call.begin(old, txn))
+                }
+                Err(fault) if K::is_found_late(&fault) => Ok(call.fail(old, fault, txn)),
+                Err(fault) => Err(fault),
             }
-            K::retire(old, world, txn)?;
-            let operation = operation(caller, old, verb, request_id, txn.now);
-            txn.push(Change::NoObject(link.clone()));
-            txn.push(Change::Operation(Box::new(operation.clone())));
-            Ok(operation)
         })?;
         Ok(operation)
+    }
+
+    /// The right to act as service accounts. Its absence ends an operation rather than the call.
+    /// Source: Compute, SERVICE_ACCOUNT_ACCESS_DENIED; the same for an account that does not exist.
+    pub fn authorize_acting(&self, world: &World, caller: &Caller, emails: &[&str]) -> Result<(), Fault> {
+        for email in emails {
+            let known = world.accounts.get(*email);
+            let allowed = known.is_some_and(|account| {
+                let resource = format!("projects/{}/serviceAccounts/{email}", account.project);
+                self.authorize(world, caller, &[Need::on("iam.serviceAccounts.actAs", resource)]).is_ok()
+            });
+            if !allowed {
+                let user = caller.principal.email();
+                let text = format!(
+                    "The user does not have access to service account '{email}'.  User: '{user}'.  Ask a project owner \
+                     to grant you the iam.serviceAccountUser role on the service account"
+                );
+                return Err(Fault::new(Code::InvalidArgument, "serviceAccountAccessDenied", text));
+            }
+        }
+        Ok(())
     }
 
     /// What a caller hears of a resource that does not exist: 404 only with the right to see its project.
@@ -591,37 +620,64 @@ impl Control {
 
 /// Every reference of `spec` must exist.
 fn resolve<K: Kind>(world: &World, spec: &K) -> Result<(), Fault> {
-    for reference in spec.references() {
-        if !world.objects.contains_key(&reference.to) {
-            return Err(Fault::new(
-                Code::NotFound,
-                "notFound",
-                format!("The resource '{}' was not found", reference.to),
-            ));
+    match spec.references().into_iter().find(|reference| !world.objects.contains_key(&reference.to)) {
+        Some(Reference { field, to }) => {
+            let why = format!("The referenced {} resource cannot be found.", word_of(&to.collection));
+            Err(Fault::invalid_value(field, &to.url(), &why))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn operation<K: Kind>(
-    caller: &Caller,
-    record: &Record<K>,
-    verb: &str,
-    request_id: Option<&str>,
-    now: Timestamp,
-) -> Operation {
-    Operation {
-        name: format!("operation-{}-{}-{}-{}", now.unix_ms(), random::hex(13), random::hex(8), random::hex(8)),
-        id: ResourceId(random::resource_id()),
-        project: record.link.project.clone(),
-        scope: record.link.scope.clone(),
-        verb: verb.to_owned(),
-        target: record.link.clone(),
-        target_id: record.id,
-        user: caller.principal.email().to_owned(),
-        inserted: now,
-        request_id: request_id.map(str::to_owned),
-        state: OperationState::Running,
+/// Nobody refers to the resource but those that go with it.
+fn removable<K: Kind>(record: &Record<K>, world: &World) -> Result<(), Fault> {
+    let companions = K::companions(record, world);
+    match world.referrers(&record.link).find(|user| !companions.contains(user)) {
+        Some(user) => Err(Fault::in_use(K::WORD, &record.link, user)),
+        None => Ok(()),
+    }
+}
+
+/// A call that changes something: who makes it, and what its operation is called.
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    pub caller: &'a Caller,
+    /// `patch`, `delete`, `setLabels`, …
+    pub verb: &'a str,
+    pub request_id: Option<&'a str>,
+}
+
+impl Call<'_> {
+    /// The operation of a change that is committed with it.
+    fn begin<K: Kind>(&self, record: &Record<K>, txn: &mut Txn) -> Operation {
+        self.operation(&record.link, record.id, OperationState::Running, txn)
+    }
+
+    /// The operation of a change that was refused after the call was answered. Nothing else is committed.
+    fn fail<K: Kind>(&self, record: &Record<K>, fault: Fault, txn: &mut Txn) -> Operation {
+        txn.changes.clear();
+        let state = OperationState::Done { at: txn.now, fault: Some(fault) };
+        self.operation(&record.link, record.id, state, txn)
+    }
+
+    /// Puts an operation on `target` into the transaction.
+    pub fn operation(&self, target: &Link, id: ResourceId, state: OperationState, txn: &mut Txn) -> Operation {
+        let now = txn.now;
+        let operation = Operation {
+            name: format!("operation-{}-{}-{}-{}", now.unix_ms(), random::hex(13), random::hex(8), random::hex(8)),
+            id: ResourceId(random::resource_id()),
+            project: target.project.clone(),
+            scope: target.scope.clone(),
+            verb: self.verb.to_owned(),
+            target: target.clone(),
+            target_id: id,
+            user: self.caller.principal.email().to_owned(),
+            inserted: now,
+            request_id: self.request_id.map(str::to_owned),
+            state,
+        };
+        txn.push(Change::Operation(Box::new(operation.clone())));
+        operation
     }
 }
 
@@ -646,7 +702,8 @@ pub fn policy_chain<'w>(world: &'w World, resource: &str) -> Vec<&'w Policy> {
 
 fn load(store: &dyn Kv) -> Result<(World, Head), OpenError> {
     let snapshot = store.range("")?;
-    let mut world = World { revision: snapshot.revision.0, ..World::default() };
+    let mut world = World::default();
+    world.revision = snapshot.revision.0;
     let mut head = Head { mod_revision: StoreRevision::ABSENT };
     for entry in snapshot.entries {
         if &*entry.key == HEAD {

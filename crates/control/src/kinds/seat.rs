@@ -1,0 +1,34 @@
+//! Seats: the range of uids a sandbox runs in, chosen once so that the hands never choose.
+
+use model::{
+    fault::{Code, Fault},
+    limits,
+};
+
+use crate::{
+    ops::{Change, Txn},
+    world::World,
+};
+
+/// First uid of the first range: above what login.defs, subuid and systemd hand out, on a multiple of the range's size.
+pub const UID_FIRST: u32 = 15_259 * limits::SANDBOX_UIDS;
+/// Past the last range: uids from 2^31 up are not portable.
+const UID_END: u32 = 1 << 31;
+
+/// A range that no seat has. The next one above all others is preferred, so that a range just left rests.
+pub fn free_uid_base(world: &World, txn: &Txn) -> Result<u32, Fault> {
+    let pending = txn.changes().iter().filter_map(|change| match change {
+        Change::Seat(seat) => Some(seat.uid_base),
+        _ => None,
+    });
+    let taken: std::collections::BTreeSet<u32> = world.seats.values().map(|s| s.uid_base).chain(pending).collect();
+    let above = taken.last().map_or(UID_FIRST, |last| last.saturating_add(limits::SANDBOX_UIDS));
+    if (UID_FIRST..UID_END).contains(&above) {
+        return Ok(above);
+    }
+    let mut ranges = (UID_FIRST..UID_END).step_by(usize::try_from(limits::SANDBOX_UIDS).expect("65536 fits"));
+    ranges.find(|base| !taken.contains(base)).ok_or_else(|| {
+        let text = "This machine has no room for another sandbox: every range of uids is in use.";
+        Fault::new(Code::ResourceExhausted, "quotaExceeded", text)
+    })
+}

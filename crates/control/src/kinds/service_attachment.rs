@@ -1,0 +1,340 @@
+//! Service attachments, and the settling of their connections. The decision is [`crate::psc::settle`]'s; here it gets
+//! the free NAT addresses and its outcome becomes changes of the store.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::Ipv4Addr,
+};
+
+use model::{
+    fault::{Code, Fault},
+    id::{EndpointId, NetworkId},
+    lb::{ForwardingRule, Target},
+    limits,
+    name::Link,
+    psc::{ConnectionStatus, Consumer, Quarantined, ServiceAttachment},
+    time::Timestamp,
+    vpc::{self, Purpose},
+};
+
+use crate::{
+    kind::{Kind, Need, Object, Record, Reference},
+    kinds::place,
+    ops::{Change, Txn},
+    psc::{self, Reach},
+    world::{PscConnection, World},
+};
+
+impl Kind for ServiceAttachment {
+    const COLLECTION: &'static str = "serviceAttachments";
+    const WIRE_KIND: &'static str = "serviceAttachment";
+    const WORD: &'static str = "service_attachment";
+
+    fn wrap(record: Record<Self>) -> Object {
+        Object::ServiceAttachment(record)
+    }
+
+    fn peek(object: &Object) -> Option<&Record<Self>> {
+        if let Object::ServiceAttachment(record) = object { Some(record) } else { None }
+    }
+
+    fn needs_to_create(&self, me: &Link) -> Vec<Need> {
+        needs("compute.serviceAttachments.create", self, me)
+    }
+
+    fn needs_to_update(&self, me: &Link) -> Vec<Need> {
+        needs("compute.serviceAttachments.update", self, me)
+    }
+
+    fn needs_to_delete(&self, me: &Link) -> Vec<Need> {
+        vec![Need::on("compute.serviceAttachments.delete", me)]
+    }
+
+    fn references(&self) -> Vec<Reference> {
+        let subnets = self.nat_subnets.iter().map(|to| Reference { field: "natSubnets[0]", to: to.clone() });
+        std::iter::once(Reference { field: "targetService", to: self.target.clone() }).chain(subnets).collect()
+    }
+
+    fn check(&self, _: Option<&Self>) -> Result<(), Fault> {
+        place::of_collection("targetService", ForwardingRule::COLLECTION, &self.target)?;
+        if self.nat_subnets.is_empty() {
+            return Err(Fault::required("natSubnets"));
+        }
+        let mut seen = BTreeSet::new();
+        for (i, subnet) in self.nat_subnets.iter().enumerate() {
+            let field = format!("natSubnets[{i}]");
+            place::of_collection(&field, vpc::Subnetwork::COLLECTION, subnet)?;
+            if !seen.insert(subnet) {
+                return Err(Fault::invalid_value(&field, &subnet.url(), "Duplicate NAT subnetwork."));
+            }
+        }
+        check_lists(self)
+    }
+
+    fn admit(record: &mut Record<Self>, old: Option<&Record<Self>>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
+        let network = admit_target(record, old, world)?;
+        for (i, subnet) in record.spec.nat_subnets.iter().enumerate() {
+            admit_nat_subnet(&format!("natSubnets[{i}]"), record, subnet, &network, world)?;
+        }
+        let Some(old) = old else { return Ok(()) };
+        keep_used_subnets(record, old, world)?;
+        if record.spec != old.spec {
+            let reach = if record.spec.reconcile { Reach::Decided } else { Reach::Waiting };
+            Round::new(record, reach).settle(world, txn);
+        }
+        Ok(())
+    }
+
+    /// Every connection is CLOSED, for good: an attachment made anew under the name does not open it again.
+    fn retire(record: &Record<Self>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
+        for connection in connections(record, world) {
+            let mut closed = connection.clone();
+            closed.connection.status = ConnectionStatus::Closed;
+            if let Some(nat) = closed.connection.nat.take() {
+                quarantine(closed.producer_network, nat, txn);
+            }
+            txn.push(Change::Connection(Box::new(closed)));
+        }
+        Ok(())
+    }
+}
+
+fn needs(permission: &'static str, attachment: &ServiceAttachment, me: &Link) -> Vec<Need> {
+    let own = [Need::on(permission, me), Need::on("compute.forwardingRules.use", &attachment.target)];
+    let subnets = attachment.nat_subnets.iter().map(|s| Need::on("compute.subnetworks.use", s));
+    own.into_iter().chain(subnets).collect()
+}
+
+fn check_lists(spec: &ServiceAttachment) -> Result<(), Fault> {
+    for (field, len, max) in [
+        ("consumerAcceptLists", spec.accept.len(), limits::PSC_ACCEPT_ENTRIES_MAX),
+        ("consumerRejectLists", spec.reject.len(), limits::PSC_REJECT_ENTRIES_MAX),
+    ] {
+        if len > max {
+            return Err(Fault::invalid_value(field, &len.to_string(), &format!("At most {max} entries are allowed.")));
+        }
+    }
+    for entry in &spec.accept {
+        if entry.limit == 0 {
+            let field = "consumerAcceptLists[0].connectionLimit";
+            return Err(Fault::invalid_value(field, "0", "The connection limit must be at least 1."));
+        }
+    }
+    no_duplicates("consumerAcceptLists", spec.accept.iter().map(|e| &e.consumer))?;
+    no_duplicates("consumerRejectLists", spec.reject.iter())?;
+    let mut all = spec.accept.iter().map(|e| &e.consumer).chain(&spec.reject);
+    let Some(first) = all.next() else { return Ok(()) };
+    match all.find(|c| mem::discriminant(*c) != mem::discriminant(first)) {
+        Some(odd) => {
+            let why = "The accept and reject lists must contain either only projects or only networks.";
+            Err(Fault::invalid_value("consumerAcceptLists", &consumer_text(odd), why))
+        }
+        None => Ok(()),
+    }
+}
+
+fn no_duplicates<'a>(field: &str, consumers: impl Iterator<Item = &'a Consumer>) -> Result<(), Fault> {
+    let mut seen = BTreeSet::new();
+    for consumer in consumers {
+        // A project by id and the same by number are one consumer.
+        let same = match consumer {
+            Consumer::Project { id, .. } => id.to_string(),
+            Consumer::Network(link) => link.to_string(),
+        };
+        if !seen.insert(same) {
+            return Err(Fault::invalid_value(field, &consumer_text(consumer), "Duplicate consumer."));
+        }
+    }
+    Ok(())
+}
+
+fn consumer_text(consumer: &Consumer) -> String {
+    match consumer {
+        Consumer::Project { written, .. } => written.clone(),
+        Consumer::Network(link) => link.url(),
+    }
+}
+
+/// The target is the front of a load balancer here; returns its network, which a change must keep.
+fn admit_target(
+    record: &Record<ServiceAttachment>,
+    old: Option<&Record<ServiceAttachment>>,
+    world: &World,
+) -> Result<Link, Fault> {
+    let target = &record.spec.target;
+    place::same_project("targetService", &record.link, target)?;
+    place::same_region("targetService", "target service", &record.link, "service attachment", target)?;
+    let rule = world.get::<ForwardingRule>(target).ok_or_else(|| Fault::not_found(target))?;
+    if matches!(rule.spec.target, Target::ServiceAttachment { .. }) {
+        let why = "The target service must be a forwarding rule of an internal load balancer.";
+        return Err(Fault::invalid_value("targetService", &target.url(), why));
+    }
+    let before = old.and_then(|old| world.get::<ForwardingRule>(&old.spec.target));
+    if before.is_some_and(|before| before.spec.network != rule.spec.network) {
+        let why = "The target service must stay in the network of the service attachment.";
+        return Err(Fault::invalid_value("targetService", &target.url(), why));
+    }
+    Ok(rule.spec.network.clone())
+}
+
+fn admit_nat_subnet(
+    field: &str,
+    record: &Record<ServiceAttachment>,
+    link: &Link,
+    network: &Link,
+    world: &World,
+) -> Result<(), Fault> {
+    place::same_project(field, &record.link, link)?;
+    place::same_region(field, "NAT subnetwork", &record.link, "service attachment", link)?;
+    let subnet = world.get::<vpc::Subnetwork>(link).ok_or_else(|| place::missing(field, "subnetwork", link))?;
+    if subnet.spec.purpose != Purpose::PrivateServiceConnect {
+        let why = "The NAT subnetwork must have purpose=PRIVATE_SERVICE_CONNECT.";
+        return Err(Fault::invalid_value(field, &link.url(), why));
+    }
+    if subnet.spec.network != *network {
+        let why = "The NAT subnetwork must be in the same network as the target service.";
+        return Err(Fault::invalid_value(field, &link.url(), why));
+    }
+    let mut users = world.referrers(link).filter(|user| user.collection == ServiceAttachment::COLLECTION);
+    match users.find(|user| **user != record.link) {
+        Some(other) => Err(Fault::in_use(vpc::Subnetwork::WORD, link, other)),
+        None => Ok(()),
+    }
+}
+
+/// A NAT subnet out of which an address is in use may not be taken off the list.
+fn keep_used_subnets(
+    record: &Record<ServiceAttachment>,
+    old: &Record<ServiceAttachment>,
+    world: &World,
+) -> Result<(), Fault> {
+    let removed = old.spec.nat_subnets.iter().filter(|s| !record.spec.nat_subnets.contains(s));
+    for subnet in removed.filter_map(|link| world.get::<vpc::Subnetwork>(link)) {
+        let held = connections(record, world).filter_map(|c| c.connection.nat).any(|nat| subnet.spec.range.contains(nat));
+        if held {
+            return Err(Fault::in_use(vpc::Subnetwork::WORD, &subnet.link, &record.link));
+        }
+    }
+    Ok(())
+}
+
+/// The VPC of the attachment's target.
+pub(crate) fn network_of(attachment: &Record<ServiceAttachment>, world: &World) -> Result<NetworkId, Fault> {
+    let target = &attachment.spec.target;
+    let rule = world.get::<ForwardingRule>(target).ok_or_else(|| Fault::not_found(target))?;
+    world.network_id(&rule.spec.network).ok_or_else(|| Fault::not_found(&rule.spec.network))
+}
+
+/// The connections of this incarnation of the attachment, oldest first.
+pub fn connections<'w>(
+    attachment: &Record<ServiceAttachment>,
+    world: &'w World,
+) -> impl Iterator<Item = &'w PscConnection> + use<'w> {
+    let id = attachment.id;
+    let mut all: Vec<&PscConnection> = world.connections.values().filter(|c| c.attachment_id == id).collect();
+    all.sort_by_key(|c| (c.connection.created, c.connection.endpoint));
+    all.into_iter()
+}
+
+/// Keeps a released NAT address from its next tenant while replies to the last one may still be on their way.
+pub(crate) fn quarantine(network: NetworkId, address: Ipv4Addr, txn: &mut Txn) {
+    let until = txn.now.plus(limits::PSC_NAT_QUARANTINE);
+    txn.push(Change::Quarantine(network, Quarantined { address, until }));
+}
+
+/// One settling of an attachment, and what is new in it.
+pub(crate) struct Round<'a> {
+    pub attachment: &'a Record<ServiceAttachment>,
+    pub reach: Reach,
+    pub joining: Option<PscConnection>,
+    pub leaving: Option<EndpointId>,
+    /// A NAT subnet as it will be after this transaction.
+    pub resized: Option<&'a Record<vpc::Subnetwork>>,
+}
+
+impl<'a> Round<'a> {
+    pub(crate) fn new(attachment: &'a Record<ServiceAttachment>, reach: Reach) -> Round<'a> {
+        Round { attachment, reach, joining: None, leaving: None, resized: None }
+    }
+
+    pub(crate) fn settle(self, world: &World, txn: &mut Txn) {
+        let mut before: Vec<PscConnection> = connections(self.attachment, world)
+            .filter(|c| Some(c.connection.endpoint) != self.leaving)
+            .chain(&self.joining)
+            .cloned()
+            .collect();
+        let Some(network) = before.first().map(|c| c.producer_network) else { return };
+        lift_quarantine(network, world, txn);
+        let free = self.free_addresses(network, before.len(), world, txn.now);
+        let asked = before.iter().map(|c| c.connection.clone()).collect();
+        let settled = psc::settle(&self.attachment.spec, self.reach, asked, free);
+        for address in settled.released {
+            quarantine(network, address, txn);
+        }
+        for (connection, after) in before.iter_mut().zip(settled.connections) {
+            let is_new = self.joining.as_ref().is_some_and(|j| j.connection.endpoint == after.endpoint);
+            if is_new || connection.connection != after {
+                connection.connection = after;
+                txn.push(Change::Connection(Box::new(connection.clone())));
+            }
+        }
+    }
+
+    /// NAT addresses that nobody holds and that are not in quarantine: the subnets in their order, each from its lowest
+    /// address. No more than a settling of `connections` can need.
+    fn free_addresses(&self, network: NetworkId, connections: usize, world: &World, now: Timestamp) -> Vec<Ipv4Addr> {
+        let used: BTreeSet<Ipv4Addr> = world
+            .connections
+            .values()
+            .filter(|c| c.producer_network == network)
+            .filter_map(|c| c.connection.nat)
+            .collect();
+        let quarantined = |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| q.until > now);
+        let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|link| match self.resized {
+            Some(resized) if resized.link == *link => Some(resized.spec.range),
+            Some(_) | None => world.get::<vpc::Subnetwork>(link).map(|s| s.spec.range),
+        });
+        let addresses = ranges.flat_map(|range| range.usable());
+        addresses.filter(|a| !used.contains(a) && !quarantined(a)).take(connections).collect()
+    }
+}
+
+/// Forgets the quarantines of a network that are over.
+fn lift_quarantine(network: NetworkId, world: &World, txn: &mut Txn) {
+    let all = world.quarantine.range((network, Ipv4Addr::UNSPECIFIED)..=(network, Ipv4Addr::BROADCAST));
+    let is_new = |address: Ipv4Addr, txn: &Txn| {
+        txn.changes().iter().any(|c| matches!(c, Change::Quarantine(n, q) if *n == network && q.address == address))
+    };
+    for ((_, address), _) in all.filter(|(_, q)| q.until <= txn.now).collect::<Vec<_>>() {
+        if !is_new(*address, txn) {
+            txn.push(Change::NoQuarantine(network, *address));
+        }
+    }
+}
+
+/// When an address leaves quarantine for which an endpoint waits; `None` while nobody waits.
+pub fn next_relief(world: &World) -> Option<Timestamp> {
+    let waits = |network: NetworkId| {
+        let mut all = world.connections.values().filter(|c| c.producer_network == network);
+        all.any(|c| c.connection.status == ConnectionStatus::NeedsAttention && c.connection.nat.is_none())
+    };
+    let mut known = BTreeMap::new();
+    let awaited = world.quarantine.iter().filter(|((network, _), _)| *known.entry(*network).or_insert_with(|| waits(*network)));
+    awaited.map(|(_, q)| q.until).min()
+}
+
+/// Hands addresses that left quarantine to the endpoints that wait for one; for the driver, at [`next_relief`].
+pub fn relieve(world: &World, txn: &mut Txn) -> Result<(), Fault> {
+    let is_waiting = |c: &&PscConnection| c.connection.status == ConnectionStatus::NeedsAttention;
+    let waiting: BTreeSet<&Link> = world.connections.values().filter(is_waiting).map(|c| &c.attachment).collect();
+    for attachment in waiting.into_iter().filter_map(|link| world.get::<ServiceAttachment>(link)) {
+        Round::new(attachment, Reach::Waiting).settle(world, txn);
+    }
+    Ok(())
+}
+
+/// The refusal of a list entry whose project does not exist.
+pub fn unknown_consumer(written: &str) -> Fault {
+    Fault::new(Code::NotFound, "notFound", format!("The resource 'projects/{written}' was not found"))
+}
