@@ -7,6 +7,7 @@
 
 mod link;
 mod mirror;
+mod serving;
 
 use std::{
     collections::BTreeMap,
@@ -17,45 +18,31 @@ use std::{
 
 use model::{
     fault::Fault,
-    id::{Generation, NetworkId, WorkloadId},
+    id::{Generation, NetworkId},
     limits::OPERATION_DEADLINE,
     planned::{
         edge::{EdgeItem, EdgeKey, FromProxy, ToProxy},
         guest::{FromGuest, GuestItem, GuestKey, Realm, ToGuest},
-        host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost},
+        host::{CellId, CellPlan, FromHost, ToHost},
     },
+    run::ServiceKey,
     time::Timestamp,
     vpc,
 };
 
+pub use self::serving::Serving;
 use self::{
     link::{Event, Link},
     mirror::{Delta, Mirror},
 };
 use crate::{
     ops::{Change, Control},
-    plan,
+    plan, run,
     world::{Holder, World},
 };
 
 /// How often time itself is a reason to look again: quarantines end, keys rotate, instances have been idle for long.
 const TICK: Duration = Duration::from_millis(500);
-
-/// What the driver does not decide itself.
-pub trait Serving: Send {
-    /// Cloud Run's part of the plans.
-    fn cells(&self, world: &World) -> BTreeMap<WorkloadId, CellPlan>;
-    fn fabric(&self, world: &World) -> FabricPlan;
-    fn edge(&self, world: &World) -> BTreeMap<EdgeKey, EdgeItem>;
-    fn keys(&self, world: &World) -> EdgeItem;
-    fn guests(&self, world: &World) -> BTreeMap<GuestKey, GuestItem>;
-    /// True when something changed that plans depend on beside the world.
-    fn proxy_says(&mut self, control: &Control, message: FromProxy) -> bool;
-    fn sandbox_says(&mut self, control: &Control, workload: &WorkloadId, incarnation: u32, event: SandboxEvent) -> bool;
-    fn host_says(&mut self, control: &Control, message: FromHost);
-    fn guest_asks(&mut self, control: &Control, message: FromGuest) -> Option<ToGuest>;
-    fn tick(&mut self, control: &Control, now: Timestamp) -> bool;
-}
 
 /// What an operation still waits for.
 #[derive(Debug, Default)]
@@ -66,10 +53,10 @@ struct Waits {
     since: Timestamp,
 }
 
-pub struct Driver<S> {
+pub struct Driver {
     control: Arc<Control>,
     settings: plan::Settings,
-    serving: S,
+    serving: Serving,
     host: Link<ToHost, FromHost>,
     proxy: Link<ToProxy, FromProxy>,
     guest: Link<ToGuest, FromGuest>,
@@ -83,11 +70,13 @@ pub struct Driver<S> {
     proxy_applied: u64,
     guest_applied: u64,
     waits: BTreeMap<String, Waits>,
+    /// Services that the proxy knows once it has applied this mark.
+    settling: Vec<(u64, Vec<(ServiceKey, u64)>)>,
 }
 
-impl<S: Serving> Driver<S> {
+impl Driver {
     /// Must be called inside a tokio runtime.
-    pub fn new(control: Arc<Control>, run_dir: &Path, settings: plan::Settings, serving: S) -> Driver<S> {
+    pub fn new(control: Arc<Control>, run_dir: &Path, settings: plan::Settings, serving: Serving) -> Driver {
         Driver {
             control,
             settings,
@@ -105,6 +94,7 @@ impl<S: Serving> Driver<S> {
             proxy_applied: 0,
             guest_applied: 0,
             waits: BTreeMap::new(),
+            settling: Vec::new(),
         }
     }
 
@@ -245,7 +235,12 @@ impl<S: Serving> Driver<S> {
             });
             names.collect()
         };
-        let proxy = sent_edge.then(|| self.mark_proxy());
+        let unsettled = run::unsettled(&world);
+        let news = !unsettled.is_empty() && self.settling.last().is_none_or(|(_, last)| *last != unsettled);
+        let proxy = (sent_edge || news).then(|| self.mark_proxy());
+        if news && let Some(mark) = proxy {
+            self.settling.push((mark, unsettled));
+        }
         let guest = sent_guests.then(|| self.mark_guest());
         for name in started {
             self.waits.entry(name).or_insert_with(|| Waits { cells: sent_cells.clone(), proxy, guest, since: now });
@@ -265,9 +260,7 @@ impl<S: Serving> Driver<S> {
                 want.insert(CellId::Workload(seat.workload.clone()), CellPlan::Workload(plan));
             }
         }
-        let containers = self.serving.cells(world);
-        want.extend(containers.into_iter().map(|(id, plan)| (CellId::Workload(id), plan)));
-        want.insert(CellId::Fabric, CellPlan::Fabric(self.serving.fabric(world)));
+        want.extend(self.serving.cells(world));
         self.close_cut_clients(&want);
         let mut sent = BTreeMap::new();
         if !self.host.is_up() {
@@ -330,7 +323,7 @@ impl<S: Serving> Driver<S> {
         if !self.proxy.is_up() {
             return want.iter().any(|(key, item)| self.edge.get(key) != Some(item));
         }
-        let keys = self.serving.keys(world);
+        let keys = self.serving.keys();
         let mut sent = false;
         if self.keys.as_ref() != Some(&keys) {
             self.proxy.send(ToProxy::Set(keys.clone()));
@@ -386,6 +379,12 @@ impl<S: Serving> Driver<S> {
 
     /// Ends the operations whose last confirmation has come, failed, or stayed away too long.
     fn finish(&mut self) {
+        let applied = self.proxy_applied;
+        for (_, services) in self.settling.extract_if(.., |(mark, _)| *mark <= applied) {
+            if let Err(fault) = run::settle(&self.control, &services) {
+                eprintln!("control: cannot settle services: {fault}");
+            }
+        }
         if self.waits.is_empty() {
             return;
         }

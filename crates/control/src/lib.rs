@@ -6,7 +6,10 @@
 //! Refuses to know: HTTP and wire formats (`api`), the kernel (`host`), bytes of workloads (`proxy`, `guest`).
 
 pub mod accounts;
+pub mod credentials;
 pub mod driver;
+pub mod entries;
+pub mod instances;
 pub mod kind;
 pub mod kinds;
 pub mod operation;

@@ -49,3 +49,8 @@ pub fn uuid() -> String {
     }
     h
 }
+
+/// Any 32 bits.
+pub fn number() -> u32 {
+    u32::from_le_bytes(bytes())
+}

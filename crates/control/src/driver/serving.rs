@@ -1,0 +1,220 @@
+//! What of the plans and of what is reported belongs to no one operation: container instances, tokens for workloads,
+//! records for the logs, VMs that ended by themselves.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::Duration,
+};
+
+use logs::Journal;
+use model::{
+    fault::Fault,
+    id::WorkloadId,
+    planned::{
+        edge::{EdgeItem, EdgeKey, FromProxy},
+        guest::{FromGuest, GuestItem, GuestKey, ToGuest},
+        host::{CellId, CellPlan, FromHost, SandboxEvent},
+    },
+    time::Timestamp,
+};
+
+use crate::{
+    entries,
+    instances::{Action, Event, Fleet, Tuning},
+    ops::{Change, Control},
+    random, run,
+    tokens::Mint,
+    world::{Holder, World},
+};
+
+/// How often it is asked whether the signing key is due.
+const ROTATION_CHECK: Duration = Duration::from_secs(60);
+
+pub struct Serving {
+    fleet: Fleet,
+    mint: Arc<Mint>,
+    journal: Arc<Journal>,
+    rotation_checked: Timestamp,
+}
+
+impl Serving {
+    pub fn new(tuning: Tuning, mint: Arc<Mint>, journal: Arc<Journal>) -> Serving {
+        let fleet = Fleet::new(tuning, Box::new(random::hex));
+        Serving { fleet, mint, journal, rotation_checked: Timestamp::default() }
+    }
+
+    /// The fabric and every container instance.
+    pub(super) fn cells(&self, world: &World) -> BTreeMap<CellId, CellPlan> {
+        let mut fabric = self.fleet.fabric(world);
+        for network in world.all::<model::vpc::Network>() {
+            let id = model::id::NetworkId(network.id.0);
+            fabric.sources.insert(id, crate::plan::source_prefix(id));
+        }
+        let container = |seat: &crate::world::SeatRecord| {
+            let plan = run::plan::sandbox(world, seat)?;
+            Some((CellId::Workload(seat.workload.clone()), CellPlan::Workload(plan)))
+        };
+        let mut cells: BTreeMap<CellId, CellPlan> = world.seats.values().filter_map(container).collect();
+        cells.insert(CellId::Fabric, CellPlan::Fabric(fabric));
+        cells
+    }
+
+    pub(super) fn edge(&self, world: &World) -> BTreeMap<EdgeKey, EdgeItem> {
+        let mut items = BTreeMap::new();
+        for record in world.services.values() {
+            if let Some(service) = run::plan::service(world, record) {
+                let item = EdgeItem::Service(record.key.clone(), Box::new(service));
+                items.insert(EdgeKey::Service(record.key.clone()), item);
+            }
+        }
+        for key in world.revisions.keys() {
+            let instances = self.fleet.edge_instances(world, key);
+            if let Some(revision) = run::plan::revision(world, key, instances) {
+                items.insert(EdgeKey::Revision(key.clone()), EdgeItem::Revision(key.clone(), Box::new(revision)));
+            }
+        }
+        items
+    }
+
+    pub(super) fn keys(&self) -> EdgeItem {
+        EdgeItem::Keys(self.mint.public())
+    }
+
+    pub(super) fn guests(&self, world: &World) -> BTreeMap<GuestKey, GuestItem> {
+        let guest = |seat: &crate::world::SeatRecord| {
+            let (seat, identity) = run::plan::identity(world, seat)?;
+            Some((GuestKey::Workload(seat), GuestItem::Workload(seat, Box::new(identity))))
+        };
+        world.seats.values().filter_map(guest).collect()
+    }
+
+    /// True when plans depend on something that changed beside the world.
+    pub(super) fn proxy_says(&mut self, control: &Control, message: FromProxy) -> bool {
+        let event = match message {
+            FromProxy::Applied(_) => return false,
+            FromProxy::Requests(records) => {
+                let world = control.read();
+                let entries: Vec<_> = records.iter().map(|r| entries::request(&world, r)).collect();
+                self.journal.append(&entries);
+                return false;
+            }
+            FromProxy::Lost { records } => {
+                eprintln!("control: the proxy lost {records} request records: its queue was full");
+                return false;
+            }
+            FromProxy::Broken { instance, revision } => {
+                eprintln!("control: {instance} of {revision} broke a connection");
+                return false;
+            }
+            FromProxy::Demand { revision, waiting, in_flight } => Event::Demand { revision, waiting, in_flight },
+            FromProxy::Probed { instance, outcome, .. } => Event::Probed { instance, outcome },
+            FromProxy::Idle { instance, idle_ms, .. } => Event::Idle { instance, idle: Duration::from_millis(idle_ms) },
+            FromProxy::Drained { instance } => Event::Drained { instance },
+        };
+        self.fleet_says(control, event)
+    }
+
+    pub(super) fn sandbox_says(
+        &mut self,
+        control: &Control,
+        workload: &WorkloadId,
+        incarnation: u32,
+        event: SandboxEvent,
+    ) -> bool {
+        let holder = control.read().seats.get(workload).map(|seat| (seat.incarnation, seat.holder.clone()));
+        match holder {
+            Some((_, Holder::Container { .. })) => {
+                if let SandboxEvent::Failed { why } = &event {
+                    eprintln!("control: {workload} could not be started: {why}");
+                }
+                self.fleet_says(control, Event::Sandbox { instance: workload.clone(), event })
+            }
+            Some((now, Holder::Vm(_))) if now == incarnation => {
+                if let SandboxEvent::Exited { .. } = event {
+                    restart_vm(control, workload, incarnation);
+                }
+                false
+            }
+            Some((_, Holder::Vm(_))) | None => false,
+        }
+    }
+
+    pub(super) fn host_says(&mut self, control: &Control, message: FromHost) {
+        match message {
+            FromHost::Flows(records) => {
+                let world = control.read();
+                let now = control.now();
+                let entries: Vec<_> = records.iter().flat_map(|r| entries::flow(&world, r, now)).collect();
+                self.journal.append(&entries);
+            }
+            FromHost::Gap(gap) => self.journal.append(&entries::gap(&control.read(), &gap, control.now())),
+            FromHost::Hello { .. } | FromHost::Observed { .. } | FromHost::Sandbox { .. } => {}
+        }
+    }
+
+    pub(super) fn guest_asks(&self, control: &Control, message: FromGuest) -> Option<ToGuest> {
+        match message {
+            FromGuest::Mint { ticket, seat, want } => {
+                let outcome = self.mint.for_seat(&control.read(), seat, &want, control.now());
+                Some(ToGuest::Minted { ticket, outcome })
+            }
+            FromGuest::Applied(_) => None,
+        }
+    }
+
+    pub(super) fn tick(&mut self, control: &Control, now: Timestamp) -> bool {
+        if now.since(self.rotation_checked) > ROTATION_CHECK {
+            self.rotation_checked = now;
+            if let Err(error) = self.mint.rotate(control) {
+                eprintln!("control: cannot rotate the signing key: {error}");
+            }
+        }
+        self.fleet_says(control, Event::Look)
+    }
+
+    /// Feeds the fleet and does what it decides. What cannot be stored is decided again at the next tick.
+    pub(super) fn fleet_says(&mut self, control: &Control, event: Event) -> bool {
+        let actions = self.fleet.on(event, &control.read(), control.now());
+        for action in &actions {
+            if let Err(fault) = act(control, action) {
+                eprintln!("control: cannot carry out {action:?}: {fault}");
+            }
+        }
+        // A stored change rings by itself; a phase of an instance does not.
+        !actions.is_empty()
+    }
+}
+
+fn act(control: &Control, action: &Action) -> Result<(), Fault> {
+    match action {
+        Action::Start(seat, _) => commit(control, Change::Seat(Box::new(seat.clone()))),
+        Action::Drain(_) => Ok(()),
+        Action::Stop(workload) => commit(control, Change::NoSeat(workload.clone())),
+        Action::RevisionReady(key) => run::revision_ready(control, key),
+        Action::RevisionFailed { revision, reason, message } => run::revision_failed(control, revision, reason, message),
+    }
+}
+
+fn commit(control: &Control, change: Change) -> Result<(), Fault> {
+    control.commit(|_, txn| {
+        txn.push(change.clone());
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// A VM whose pid 1 ended is started again, as Compute Engine does (`automaticRestart`).
+fn restart_vm(control: &Control, workload: &WorkloadId, incarnation: u32) {
+    let restarted = control.commit(|world, txn| {
+        if let Some(seat) = world.seats.get(workload).filter(|s| s.incarnation == incarnation) {
+            let mut seat = seat.clone();
+            seat.incarnation += 1;
+            txn.push(Change::Seat(Box::new(seat)));
+        }
+        Ok(())
+    });
+    if let Err(fault) = restarted {
+        eprintln!("control: cannot restart {workload}: {fault}");
+    }
+}
