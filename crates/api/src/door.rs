@@ -205,7 +205,7 @@ impl Connection {
         let _ = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_READ_MAX)
-            .max_buf_size(API_HEAD_BYTES_MAX)
+            .max_header_size(API_HEAD_BYTES_MAX)
             .max_headers(API_HEADERS_MAX)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
