@@ -162,7 +162,7 @@ impl Body for Reply {
         match Pin::new(&mut stream.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(exchange), Some(data)) = (exchange, frame.data_ref()) {
-                    exchange.response_bytes += u64::try_from(data.len()).unwrap_or(u64::MAX);
+                    exchange.sends(data.len());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     Proxy, accept_again,
-    outbox::{Next, Outbox},
+    outbox::{Frame, Next, Outbox},
 };
 
 /// Accepts control processes; the newest one counts.
@@ -60,16 +60,16 @@ async fn receive(proxy: &Proxy, reader: OwnedReadHalf) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a message back if it was not written whole.
+/// Puts a frame back if it was not written whole.
 struct Unsent<'a> {
     outbox: &'a Outbox,
-    message: Option<FromProxy>,
+    frame: Option<Frame>,
 }
 
 impl Drop for Unsent<'_> {
     fn drop(&mut self) {
-        if let Some(message) = self.message.take() {
-            self.outbox.put_back(message);
+        if let Some(frame) = self.frame.take() {
+            self.outbox.put_back(frame);
         }
     }
 }
@@ -77,10 +77,10 @@ impl Drop for Unsent<'_> {
 async fn send(outbox: &Outbox, mut writer: OwnedWriteHalf) -> io::Result<()> {
     loop {
         match outbox.next(Instant::now()) {
-            Next::Send(message) => {
-                let mut unsent = Unsent { outbox, message: Some(message) };
-                write_async(&mut writer, &unsent.message).await?;
-                unsent.message = None;
+            Next::Send(frame) => {
+                let mut unsent = Unsent { outbox, frame: Some(frame) };
+                write_async(&mut writer, &unsent.frame).await?;
+                unsent.frame = None;
             }
             Next::Wait(time) => {
                 let _ = tokio::time::timeout(time, outbox.changed()).await;

@@ -9,15 +9,15 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderValue, Method, Uri, Version,
+    HeaderMap, Method, Uri, Version,
     header::{REFERER, USER_AGENT},
 };
 use model::{
     id::{ListenerId, WorkloadId},
-    record::RequestRecord,
-    run::RevisionKey,
+    run::{RevisionKey, ServiceKey},
     time::Timestamp,
 };
+use serde::{Serialize, Serializer};
 
 use crate::{
     body::Meter,
@@ -46,15 +46,16 @@ pub fn wall_now() -> Timestamp {
     Timestamp::default().plus(since)
 }
 
-/// What the log wants of a request's head, before the head is rewritten and moved on.
+/// What the log wants of a request's head, before the head is rewritten and moved on. Copies: a slice of the head would
+/// keep all of it in memory for as long as the record waits.
 pub struct Head {
-    pub method: Method,
+    method: Method,
     /// As the client wrote it.
-    pub url: String,
-    pub version: Version,
-    pub bytes: u64,
-    pub user_agent: Option<HeaderValue>,
-    pub referer: Option<HeaderValue>,
+    url: String,
+    version: Version,
+    bytes: u64,
+    user_agent: Option<String>,
+    referer: Option<String>,
 }
 
 impl Head {
@@ -64,31 +65,39 @@ impl Head {
         for part in [scheme, "://", host, path] {
             url.push_str(part);
         }
+        let text = |name| parts.headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
         Head {
             method: parts.method.clone(),
             url,
             version: parts.version,
             bytes: request_head_bytes(&parts.method, &parts.uri, &parts.headers),
-            user_agent: parts.headers.get(USER_AGENT).cloned(),
-            referer: parts.headers.get(REFERER).cloned(),
+            user_agent: text(USER_AGENT),
+            referer: text(REFERER),
         }
     }
 }
 
-/// One request at one service.
+/// One request at one service, while it lasts.
 pub struct Exchange {
     outbox: Rc<Outbox>,
+    /// None only inside `drop`.
+    entry: Option<Box<Entry>>,
+}
+
+/// What will be a [`model::record::RequestRecord`]: it is written as one, straight from what the proxy has at hand.
+pub struct Entry {
     service: Rc<Service>,
     revision: Option<Rc<Revision>>,
     instance: Option<Rc<Instance>>,
     listener: Option<ListenerId>,
     remote: IpAddr,
     arrival: Arrival,
+    latency_ns: u64,
     head: Head,
     trace: Trace,
     upload: Option<Rc<Meter>>,
     status: Option<u16>,
-    pub response_bytes: u64,
+    response_bytes: u64,
     refusal: Option<Refusal>,
 }
 
@@ -102,91 +111,128 @@ pub struct Parties {
 impl Exchange {
     pub fn begin(outbox: Rc<Outbox>, parties: Parties, arrival: Arrival, head: Head, trace: Trace) -> Exchange {
         let Parties { service, listener, remote } = parties;
-        Exchange {
-            outbox,
+        let entry = Entry {
             service,
             revision: None,
             instance: None,
             listener,
             remote,
             arrival,
+            latency_ns: 0,
             head,
             trace,
             upload: None,
             status: None,
             response_bytes: 0,
             refusal: None,
-        }
+        };
+        Exchange { outbox, entry: Some(Box::new(entry)) }
     }
 
-    pub fn arrived(&self) -> Timestamp {
-        self.arrival.wall
+    fn entry(&mut self) -> &mut Entry {
+        self.entry.as_mut().expect("only drop takes the entry")
     }
 
     pub fn picked(&mut self, revision: Rc<Revision>) {
-        self.revision = Some(revision);
+        self.entry().revision = Some(revision);
     }
 
     pub fn uploads(&mut self, meter: Option<Rc<Meter>>) {
-        self.upload = meter;
+        self.entry().upload = meter;
     }
 
     pub fn sent_to(&mut self, slot: &Slot) {
-        self.instance = Some(slot.instance.clone());
+        self.entry().instance = Some(slot.instance.clone());
     }
 
     /// The platform answers, or cuts off an answer that has begun.
     pub fn refused(&mut self, refusal: Refusal) {
-        self.status = Some(refusal.status().as_u16());
-        self.refusal = Some(refusal);
+        let entry = self.entry();
+        entry.status = Some(refusal.status().as_u16());
+        entry.refusal = Some(refusal);
     }
 
     /// The instance broke off an answer whose head was sent already: the status stays.
     pub fn broken_off(&mut self, slot: &Slot) {
-        self.refusal = Some(Refusal::Malformed);
-        if let Some(revision) = &self.revision {
+        let entry = self.entry();
+        entry.refusal = Some(Refusal::Malformed);
+        if let Some(revision) = &entry.revision {
             revision.say_broken(&slot.instance);
         }
     }
 
     /// The head of the answer as it goes to the client.
     pub fn answered(&mut self, response: &http::response::Parts) {
-        self.status = Some(response.status.as_u16());
-        self.response_bytes += response_head_bytes(response);
+        let entry = self.entry();
+        entry.status = Some(response.status.as_u16());
+        entry.response_bytes += response_head_bytes(response);
     }
 
-    fn record(&mut self) -> RequestRecord {
-        let text =
-            |value: &Option<HeaderValue>| value.as_ref().map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-        let body = self.upload.as_ref().map_or(0, |meter| meter.bytes.get());
-        RequestRecord {
-            service: self.service.key.clone(),
-            revision: self.revision.as_ref().map(|r| -> RevisionKey { r.key.clone() }),
-            instance: self.instance.as_ref().map(|i| -> WorkloadId { i.id.clone() }),
-            listener: self.listener,
-            arrived: self.arrival.wall,
-            latency_ns: u64::try_from(self.arrival.begun.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            method: self.head.method.as_str().to_owned(),
-            url: std::mem::take(&mut self.head.url),
-            protocol: protocol(self.head.version).to_owned(),
-            status: self.status.unwrap_or(Refusal::ClientGone.status().as_u16()),
-            request_bytes: self.head.bytes + body,
-            response_bytes: self.response_bytes,
-            user_agent: text(&self.head.user_agent),
-            referer: text(&self.head.referer),
-            remote: self.remote,
-            trace: format!("{:032x}", self.trace.id),
-            span: format!("{:016x}", self.trace.span),
-            sampled: self.trace.sampled,
-            refusal: self.refusal.map(Refusal::log_text),
-        }
+    /// Bytes of the answer's body.
+    pub fn sends(&mut self, bytes: usize) {
+        self.entry().response_bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let record = self.record();
-        self.outbox.record(record);
+        if let Some(mut entry) = self.entry.take() {
+            entry.latency_ns = u64::try_from(entry.arrival.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.outbox.record(entry);
+        }
+    }
+}
+
+/// The fields of [`model::record::RequestRecord`], borrowed.
+#[derive(Serialize)]
+struct Record<'a> {
+    service: &'a ServiceKey,
+    revision: Option<&'a RevisionKey>,
+    instance: Option<&'a WorkloadId>,
+    listener: Option<ListenerId>,
+    arrived: Timestamp,
+    latency_ns: u64,
+    method: &'a str,
+    url: &'a str,
+    protocol: &'a str,
+    status: u16,
+    request_bytes: u64,
+    response_bytes: u64,
+    user_agent: Option<&'a str>,
+    referer: Option<&'a str>,
+    remote: IpAddr,
+    trace: &'a str,
+    span: &'a str,
+    sampled: bool,
+    refusal: Option<String>,
+}
+
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (trace, span) = (self.trace.id_hex(), self.trace.span_hex());
+        let body = self.upload.as_ref().map_or(0, |meter| meter.bytes.get());
+        let record = Record {
+            service: &self.service.key,
+            revision: self.revision.as_ref().map(|revision| &revision.key),
+            instance: self.instance.as_ref().map(|instance| &instance.id),
+            listener: self.listener,
+            arrived: self.arrival.wall,
+            latency_ns: self.latency_ns,
+            method: self.head.method.as_str(),
+            url: &self.head.url,
+            protocol: protocol(self.head.version),
+            status: self.status.unwrap_or(Refusal::ClientGone.status().as_u16()),
+            request_bytes: self.head.bytes + body,
+            response_bytes: self.response_bytes,
+            user_agent: self.head.user_agent.as_deref(),
+            referer: self.head.referer.as_deref(),
+            remote: self.remote,
+            trace: trace.as_str(),
+            span: span.as_str(),
+            sampled: self.trace.sampled,
+            refusal: self.refusal.map(Refusal::log_text),
+        };
+        record.serialize(serializer)
     }
 }
 
@@ -215,4 +261,48 @@ fn response_head_bytes(response: &http::response::Parts) -> u64 {
         "date: Thu, 01 Jan 1970 00:00:00 GMT\r\n".len()
     };
     u64::try_from(line + date + fields_bytes(&response.headers)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{planned::edge::EdgeService, planned::edge::Invokers, record::RequestRecord, run::Ingress};
+
+    use super::*;
+    use crate::outbox::Frame;
+
+    #[test]
+    fn what_is_written_is_exactly_a_request_record() {
+        let key = ServiceKey {
+            project: "producer-1".parse().unwrap(),
+            region: "asia-northeast1".parse().unwrap(),
+            name: "shop".into(),
+        };
+        let plan = EdgeService {
+            ingress: Ingress::All,
+            hosts: vec![],
+            audiences: Default::default(),
+            invokers: Invokers::default(),
+            traffic: vec![],
+        };
+        let outbox = Rc::new(Outbox::default());
+        let parties = Parties {
+            service: Rc::new(Service { key: key.clone(), plan }),
+            listener: None,
+            remote: [10, 0, 3, 2].into(),
+        };
+        let request = http::Request::post("/a?b").header("referer", "r\u{e9}").body(()).unwrap();
+        let head = Head::of(&request.into_parts().0, "http", "h");
+        let trace = Trace { id: 0xabc, span: 0xdef, sampled: true };
+        let mut exchange = Exchange::begin(outbox, parties, Arrival::now(), head, trace);
+        exchange.refused(Refusal::Forbidden);
+        let entry = exchange.entry.take().unwrap();
+        let written = serde_json::to_value(Frame::Records(vec![entry])).unwrap();
+        let read: model::planned::edge::FromProxy = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), written, "no field more and none less");
+        let model::planned::edge::FromProxy::Requests(records) = read else { panic!("{read:?}") };
+        let record: &RequestRecord = &records[0];
+        assert_eq!((&record.service, record.status, record.url.as_str()), (&key, 403, "http://h/a?b"));
+        assert_eq!(record.trace, format!("{:032x}", 0xabc));
+        assert_eq!(record.span, format!("{:016x}", 0xdef));
+    }
 }

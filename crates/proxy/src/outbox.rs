@@ -13,28 +13,43 @@ use std::{
 use model::{
     limits::{DEMAND_INTERVAL, LOG_QUEUE_MAX, RECORD_BATCH_MAX, RECORD_BATCH_WAIT, REPORT_QUEUE_MAX},
     planned::edge::FromProxy,
-    record::RequestRecord,
 };
+use serde::{Serialize, Serializer};
 use tokio::sync::Notify;
 
-use crate::revision::Revision;
+use crate::{exchange::Entry, revision::Revision};
 
 #[derive(Default)]
 pub struct Outbox {
     connected: Cell<bool>,
     reports: RefCell<VecDeque<FromProxy>>,
     changed: RefCell<VecDeque<Weak<Revision>>>,
-    records: RefCell<VecDeque<RequestRecord>>,
+    records: RefCell<VecDeque<Box<Entry>>>,
     lost: Cell<u64>,
     /// When the oldest waiting record came.
     batch_began: Cell<Option<Instant>>,
     wake: Notify,
 }
 
+/// One frame to control.
+pub enum Frame {
+    Message(FromProxy),
+    Records(Vec<Box<Entry>>),
+}
+
+impl Serialize for Frame {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Frame::Message(message) => message.serialize(serializer),
+            // [`FromProxy::Requests`], written without making its records first.
+            Frame::Records(records) => serializer.serialize_newtype_variant("FromProxy", 6, "Requests", records),
+        }
+    }
+}
+
 /// What the writer has to do.
-#[derive(Debug)]
 pub enum Next {
-    Send(FromProxy),
+    Send(Frame),
     Wait(Duration),
     Nothing,
 }
@@ -75,7 +90,7 @@ impl Outbox {
         }
     }
 
-    pub fn record(&self, record: RequestRecord) {
+    pub fn record(&self, record: Box<Entry>) {
         let mut records = self.records.borrow_mut();
         if records.len() >= LOG_QUEUE_MAX {
             self.lost.set(self.lost.get() + 1);
@@ -90,10 +105,10 @@ impl Outbox {
         }
     }
 
-    /// Puts back what could not be sent.
-    pub fn put_back(&self, message: FromProxy) {
-        match message {
-            FromProxy::Requests(batch) => {
+    /// Puts back what could not be sent. Reports are said again when control comes back.
+    pub fn put_back(&self, frame: Frame) {
+        match frame {
+            Frame::Records(batch) => {
                 let mut records = self.records.borrow_mut();
                 for record in batch.into_iter().rev() {
                     records.push_front(record);
@@ -103,13 +118,8 @@ impl Outbox {
                     self.lost.set(self.lost.get() + 1);
                 }
             }
-            FromProxy::Lost { records } => self.lost.set(self.lost.get() + records),
-            FromProxy::Applied(_)
-            | FromProxy::Demand { .. }
-            | FromProxy::Probed { .. }
-            | FromProxy::Idle { .. }
-            | FromProxy::Drained { .. }
-            | FromProxy::Broken { .. } => {}
+            Frame::Message(FromProxy::Lost { records }) => self.lost.set(self.lost.get() + records),
+            Frame::Message(_) => {}
         }
     }
 
@@ -120,7 +130,7 @@ impl Outbox {
     /// The next message that is due.
     pub fn next(&self, now: Instant) -> Next {
         if let Some(report) = self.reports.borrow_mut().pop_front() {
-            return Next::Send(report);
+            return Next::Send(Frame::Message(report));
         }
         let mut wait = None;
         match self.next_demand(now) {
@@ -145,7 +155,8 @@ impl Outbox {
                 revision.demand_queued.set(false);
                 revision.demand_said.set(Some(now));
                 let (waiting, in_flight) = (revision.waiting(), revision.in_flight());
-                return Next::Send(FromProxy::Demand { revision: revision.key.clone(), waiting, in_flight });
+                let demand = FromProxy::Demand { revision: revision.key.clone(), waiting, in_flight };
+                return Next::Send(Frame::Message(demand));
             }
             let left = DEMAND_INTERVAL - age;
             wait = Some(wait.map_or(left, |w| w.min(left)));
@@ -157,7 +168,7 @@ impl Outbox {
     fn next_records(&self, now: Instant) -> Next {
         let lost = self.lost.take();
         if lost > 0 {
-            return Next::Send(FromProxy::Lost { records: lost });
+            return Next::Send(Frame::Message(FromProxy::Lost { records: lost }));
         }
         let mut records = self.records.borrow_mut();
         if records.is_empty() {
@@ -168,6 +179,6 @@ impl Outbox {
             return Next::Wait(RECORD_BATCH_WAIT - age);
         }
         let count = records.len().min(RECORD_BATCH_MAX);
-        Next::Send(FromProxy::Requests(records.drain(..count).collect()))
+        Next::Send(Frame::Records(records.drain(..count).collect()))
     }
 }

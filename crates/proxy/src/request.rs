@@ -21,7 +21,7 @@ use crate::{
     Proxy,
     body::{Meter, Reply, Source, Upload},
     client::{Client, Origin, Turn},
-    exchange::{Arrival, Exchange, Head, Parties},
+    exchange::{self, Arrival, Exchange, Head, Parties},
     header,
     plan::Service,
     refusal::Refusal,
@@ -86,7 +86,7 @@ fn refuse(refusal: Refusal, uri: &Uri, exchange: Option<Exchange>, ours: Ours) -
     if let Some(exchange) = &mut exchange {
         exchange.answered(&parts);
         exchange.refused(refusal);
-        exchange.response_bytes += u64::try_from(text.len()).unwrap_or(u64::MAX);
+        exchange.sends(text.len());
     }
     Response::from_parts(parts, Reply::text(text, exchange, turn))
 }
@@ -191,7 +191,7 @@ async fn pass_on(
     let revision = {
         let plan = proxy.plan.borrow();
         let service = &found.service.plan;
-        plan.gate.check(service, &mut parts.headers, exchange.arrived())?;
+        plan.gate.check(service, &mut parts.headers, exchange::wall_now())?;
         let split = route::split(&service.traffic, found.tag.as_deref(), proxy.dice.percent());
         let key = split.ok_or(Refusal::NotFound)?;
         plan.revision(key).ok_or(Refusal::RevisionFailed)?

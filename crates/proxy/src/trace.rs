@@ -30,13 +30,22 @@ impl Trace {
         }
     }
 
+    /// 32 digits.
+    pub fn id_hex(self) -> Hex<32> {
+        Hex::of(self.id)
+    }
+
+    /// 16 digits.
+    pub fn span_hex(self) -> Hex<16> {
+        Hex::of(u128::from(self.span))
+    }
+
     /// `X-Cloud-Trace-Context` and `traceparent` for the container.
     pub fn write(self, headers: &mut HeaderMap) {
+        let id = self.id_hex();
+        let id = id.as_str();
         let sampled = if self.sampled { ";o=1" } else { "" };
-        headers.insert(
-            header::X_CLOUD_TRACE_CONTEXT.clone(),
-            value(format_args!("{:032x}/{}{sampled}", self.id, self.span)),
-        );
+        headers.insert(header::X_CLOUD_TRACE_CONTEXT.clone(), value(format_args!("{id}/{}{sampled}", self.span)));
         let flags = u8::from(self.sampled);
         headers.insert(
             header::TRACEPARENT.clone(),
@@ -46,7 +55,26 @@ impl Trace {
 
     /// `x-cloud-trace-context` of the answer.
     pub fn answer(self) -> HeaderValue {
-        value(format_args!("{:032x};o={}", self.id, u8::from(self.sampled)))
+        value(format_args!("{};o={}", self.id_hex().as_str(), u8::from(self.sampled)))
+    }
+}
+
+/// A number in lower-case hexadecimal with leading zeros.
+pub struct Hex<const DIGITS: usize>([u8; DIGITS]);
+
+impl<const DIGITS: usize> Hex<DIGITS> {
+    fn of(number: u128) -> Hex<DIGITS> {
+        let mut digits = [b'0'; DIGITS];
+        let mut rest = number;
+        for digit in digits.iter_mut().rev() {
+            *digit = b"0123456789abcdef"[usize::from(rest.to_le_bytes()[0] & 15)];
+            rest >>= 4;
+        }
+        Hex(digits)
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("hexadecimal digits are ASCII")
     }
 }
 

@@ -5,3 +5,4 @@ mod path;
 mod refusals;
 mod rig;
 mod strangers;
+mod sys;
