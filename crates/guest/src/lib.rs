@@ -8,7 +8,13 @@
 //! turns bytes into bytes. Acting starts at [`serve`]: `link` talks with control, `sockets` takes listeners from the
 //! host, `realm` and `http` serve them.
 
-use std::{io, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::UnixListener;
 
@@ -32,10 +38,23 @@ pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Wait after a failed accept: out of descriptors, most likely.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Of the cloud; `guest.sock` and `guest-sockets.sock` are made in it.
-    pub run_dir: PathBuf,
+/// The Unix sockets at which the cloud's other processes find the guest server. Bound while there is still the privilege
+/// to make them, inside a tokio runtime.
+#[derive(Debug)]
+pub struct Doors {
+    control: UnixListener,
+    host: UnixListener,
+}
+
+impl Doors {
+    /// Binds `guest.sock` and `guest-sockets.sock`; what a dead server left there is replaced.
+    ///
+    /// # Errors
+    /// When one of them cannot be made.
+    pub fn bind(run_dir: &Path) -> Result<Doors, GuestError> {
+        let control = listen(run_dir.join("guest.sock"))?;
+        Ok(Doors { control, host: listen(run_dir.join("guest-sockets.sock"))? })
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,15 +70,9 @@ struct Guest {
 }
 
 /// Serves until dropped. Call it in a tokio runtime with I/O and time.
-///
-/// # Errors
-/// Only when the two Unix sockets cannot be made.
-pub async fn serve(config: Config) -> Result<(), GuestError> {
-    let control = listen(config.run_dir.join("guest.sock"))?;
-    let host = listen(config.run_dir.join("guest-sockets.sock"))?;
+pub async fn serve(doors: Doors) {
     let guest = Arc::new(Guest { world: World::default(), mints: Mints::default() });
-    tokio::join!(link::listen(guest.clone(), control), sockets::listen(guest, host));
-    Ok(())
+    tokio::join!(link::listen(guest.clone(), doors.control), sockets::listen(guest, doors.host));
 }
 
 fn listen(path: PathBuf) -> Result<UnixListener, GuestError> {
