@@ -1,0 +1,437 @@
+//! IAM: service accounts, their keys and policies, the predefined roles; and IAM credentials, which mints in their names.
+
+use std::{sync::Arc, time::Duration};
+
+use control::{
+    accounts::{self, AccountKey, AccountName, Patch},
+    credentials::{self, Impersonation},
+    kind::Need,
+    ops::{Caller, Control},
+    policies::{self, Target},
+    tokens::Mint,
+};
+use http::Method;
+use identity::{
+    base64::{self, Form},
+    keys::public_pem,
+    policy::Place,
+    role::Role,
+};
+use model::{
+    fault::{Code, Fault},
+    iam::ServiceAccount,
+    time::Timestamp,
+};
+use serde_json::{Value, json};
+
+use super::{policy, who};
+use crate::{
+    call::{Answer, Api, BoxFuture, Call},
+    error,
+    reply::Reply,
+};
+
+/// Deprecated everywhere and the same for every account. Source: IAM's answers.
+const ETAG: &str = "MDEwMjE5MjA=";
+
+pub struct Iam {
+    pub control: Arc<Control>,
+    pub mint: Arc<Mint>,
+}
+
+impl Api for Iam {
+    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let caller = who::caller(&self.control, &self.mint, &call, "google.iam.admin.v1.IAM")?;
+            if let (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) =
+                (&call.method, call.parts().as_slice(), call.verb())
+            {
+                let name = (project.to_string(), account.to_string());
+                return self.create_key(caller, name, call.json()?).await;
+            }
+            self.route(&call, &caller)
+        })
+    }
+}
+
+impl Iam {
+    fn route(&self, call: &Call, caller: &Caller) -> Answer {
+        let control = &self.control;
+        let name = |project, account| AccountName { project, account };
+        match (&call.method, call.parts().as_slice(), call.verb()) {
+            (&Method::POST, ["v1", "projects", project, "serviceAccounts"], None) => {
+                let body = call.json()?;
+                let inner = &body["serviceAccount"];
+                let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+                let account = accounts::create(
+                    control,
+                    caller,
+                    project,
+                    body["accountId"].as_str().unwrap_or_default(),
+                    &text(&inner["displayName"]),
+                    &text(&inner["description"]),
+                )?;
+                Ok(Reply::json(account_json(&account)))
+            }
+            (&Method::GET, ["v1", "projects", project, "serviceAccounts"], None) => {
+                list_accounts(call, &accounts::list(control, caller, project)?)
+            }
+            (method, ["v1", "projects", project, "serviceAccounts", account], verb) => {
+                self.account(call, caller, name(project, account), method, verb)
+            }
+            (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
+                let (owner, keys) = accounts::list_keys(control, caller, name(project, account))?;
+                list_keys(call, &owner, &keys)
+            }
+            (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], None) => {
+                let (owner, key) = accounts::get_key(control, caller, name(project, account), kid)?;
+                let mut shown = key_json(&owner, &key);
+                if let Some(data) = public_data(&key, call.query.get("publicKeyType").unwrap_or("TYPE_NONE"))? {
+                    shown["publicKeyData"] = data.into();
+                }
+                Ok(Reply::json(shown))
+            }
+            (&Method::DELETE, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], None) => {
+                accounts::delete_key(control, caller, name(project, account), kid)?;
+                Ok(Reply::json(json!({})))
+            }
+            (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], Some(verb @ ("disable" | "enable"))) => {
+                accounts::set_key_disabled(control, caller, name(project, account), kid, verb == "disable")?;
+                Ok(Reply::json(json!({})))
+            }
+            (&Method::GET, ["v1", "roles"], None) => list_roles(call),
+            (&Method::GET, ["v1", "roles", role], None) => {
+                let role = format!("roles/{role}");
+                let found = Role::find(&role).ok_or_else(|| unknown_role(&role))?;
+                Ok(Reply::json(role_json(found, View::Full)))
+            }
+            (&Method::GET, ["v1", "projects" | "organizations", _, "roles"], None) => Ok(Reply::json(json!({}))),
+            (&Method::GET, ["v1", parent @ ("projects" | "organizations"), owner, "roles", role], None) => {
+                Err(unknown_role(&format!("{parent}/{owner}/roles/{role}")))
+            }
+            (_, ["v1", "projects" | "organizations", _, "roles", ..], _) => Err(Fault::not_enforced("role")),
+            _ => Err(error::unknown_method()),
+        }
+    }
+
+    fn account(
+        &self,
+        call: &Call,
+        caller: &Caller,
+        name: AccountName<'_>,
+        method: &Method,
+        verb: Option<&str>,
+    ) -> Answer {
+        let control = &self.control;
+        match (method, verb) {
+            (&Method::GET, None) => Ok(Reply::json(account_json(&accounts::get(control, caller, name)?))),
+            (&Method::PATCH, None) => {
+                let patch = patch(&call.json()?)?;
+                Ok(Reply::json(account_json(&accounts::patch(control, caller, name, &patch)?)))
+            }
+            (&Method::PUT, None) => {
+                let display_name = call.json()?["displayName"].as_str().unwrap_or_default().to_owned();
+                let patch = Patch { display_name: Some(display_name), description: None };
+                Ok(Reply::json(account_json(&accounts::patch(control, caller, name, &patch)?)))
+            }
+            (&Method::DELETE, None) => {
+                accounts::delete(control, caller, name)?;
+                Ok(Reply::json(json!({})))
+            }
+            (&Method::POST, Some(verb @ ("disable" | "enable"))) => {
+                accounts::set_disabled(control, caller, name, verb == "disable")?;
+                Ok(Reply::json(json!({})))
+            }
+            (&Method::POST | &Method::GET, Some(verb @ ("getIamPolicy" | "setIamPolicy" | "testIamPermissions"))) => {
+                self.policy(call, caller, name, verb)
+            }
+            _ => Err(error::unknown_method()),
+        }
+    }
+
+    fn policy(&self, call: &Call, caller: &Caller, name: AccountName<'_>, verb: &str) -> Answer {
+        let control = &self.control;
+        let found = accounts::find(&control.read(), name).map(accounts::resource_name);
+        let permission = match verb {
+            "setIamPolicy" => "iam.serviceAccounts.setIamPolicy",
+            _ => "iam.serviceAccounts.getIamPolicy",
+        };
+        let Some(resource) = found else {
+            // Says whether it is missing or hidden, as every method on an account does.
+            accounts::reach(control, &control.read(), caller, name, permission)?;
+            return Err(error::unknown_method());
+        };
+        let target = Target {
+            resource: &resource,
+            place: Place::Resource,
+            get: "iam.serviceAccounts.getIamPolicy",
+            set: "iam.serviceAccounts.setIamPolicy",
+            denied: &|need: &Need| Fault::permission_denied(need.permission, &need.resource),
+        };
+        let body = call.json()?;
+        match verb {
+            "getIamPolicy" => {
+                policy::check_requested_version(&call.query, &body)?;
+                Ok(Reply::json(policy::render(&policies::get(control, &control.read(), caller, target)?)))
+            }
+            "setIamPolicy" => {
+                let asked = policy::asked(&body)?;
+                let email = resource.rsplit('/').next().unwrap_or_default().to_owned();
+                let exists = |world: &control::world::World| match world.accounts.contains_key(&email) {
+                    true => Ok(()),
+                    false => Err(Fault::permission_denied(target.set, &resource)),
+                };
+                let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, exists)?;
+                Ok(Reply::json(policy::render(&set)))
+            }
+            _ => {
+                let asked = policy::tested(&body)?;
+                Ok(Reply::json(policy::held(&policies::test(&control.read(), caller, &resource, &asked)?)))
+            }
+        }
+    }
+
+    async fn create_key(&self, caller: Caller, (project, account): (String, String), body: Value) -> Answer {
+        match body["privateKeyType"].as_str() {
+            None | Some("" | "TYPE_UNSPECIFIED" | "TYPE_GOOGLE_CREDENTIALS_FILE") => {}
+            Some(_) => return Err(Fault::not_enforced("privateKeyType")),
+        }
+        match body["keyAlgorithm"].as_str() {
+            None | Some("" | "KEY_ALG_UNSPECIFIED" | "KEY_ALG_RSA_2048") => {}
+            Some(_) => return Err(Fault::not_enforced("keyAlgorithm")),
+        }
+        let control = self.control.clone();
+        let made = blocking(move || {
+            let name = AccountName { project: &project, account: &account };
+            let (key, file) = accounts::create_key(&control, &caller, name)?;
+            let owner = accounts::find(&control.read(), name).cloned();
+            Ok((owner.ok_or_else(|| Fault::unavailable("The account was deleted meanwhile."))?, key, file))
+        });
+        let (owner, key, file) = made.await?;
+        let mut shown = key_json(&owner, &key);
+        shown["privateKeyType"] = "TYPE_GOOGLE_CREDENTIALS_FILE".into();
+        shown["privateKeyData"] = base64::encode(Form::Standard, file.as_bytes()).into();
+        Ok(Reply::json(shown))
+    }
+}
+
+/// Runs what takes processor time where it holds up no other call.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(panic) => {
+            eprintln!("api: a key could not be made: {panic}");
+            Err(Fault::internal("Internal error encountered."))
+        }
+    }
+}
+
+/// Only what the mask names; without a mask (gcloud always sends one) what the body has.
+fn patch(body: &Value) -> Result<Patch, Fault> {
+    let fields = &body["serviceAccount"];
+    let field = |name: &str| fields[name].as_str().map(str::to_owned);
+    let Some(mask) = body["updateMask"].as_str() else {
+        return Ok(Patch { display_name: field("displayName"), description: field("description") });
+    };
+    let mut patch = Patch::default();
+    for path in mask.split(',') {
+        match path.trim() {
+            "displayName" | "display_name" => patch.display_name = Some(field("displayName").unwrap_or_default()),
+            "description" => patch.description = Some(field("description").unwrap_or_default()),
+            "" | "etag" => {}
+            other => return Err(Fault::invalid(format!("The field '{other}' of a service account cannot be updated."))),
+        }
+    }
+    Ok(patch)
+}
+
+fn account_json(a: &ServiceAccount) -> Value {
+    let mut shown = json!({
+        "name": accounts::resource_name(a),
+        "projectId": a.project,
+        "uniqueId": a.unique_id,
+        "email": a.email,
+    });
+    if !a.display_name.is_empty() {
+        shown["displayName"] = a.display_name.as_str().into();
+    }
+    shown["etag"] = ETAG.into();
+    if !a.description.is_empty() {
+        shown["description"] = a.description.as_str().into();
+    }
+    shown["oauth2ClientId"] = a.unique_id.as_str().into();
+    if a.disabled {
+        shown["disabled"] = true.into();
+    }
+    shown
+}
+
+fn list_accounts(call: &Call, all: &[ServiceAccount]) -> Answer {
+    let size = match call.query.number("pageSize")? {
+        None | Some(0) => 20,
+        Some(size) => usize::try_from(size).unwrap_or(100).min(100),
+    };
+    // A page begins after the account that its token names.
+    let after = call.query.get("pageToken").unwrap_or("");
+    let rest: Vec<&ServiceAccount> = all.iter().filter(|a| a.email.as_str() > after).collect();
+    let page = &rest[..rest.len().min(size)];
+    let mut shown = json!({});
+    if !page.is_empty() {
+        shown["accounts"] = page.iter().map(|a| account_json(a)).collect();
+    }
+    if let (true, Some(last)) = (rest.len() > size, page.last()) {
+        shown["nextPageToken"] = last.email.as_str().into();
+    }
+    Ok(Reply::json(shown))
+}
+
+/// Source: IAM, keys that Google made for users never end.
+const NEVER: &str = "9999-12-31T23:59:59Z";
+
+fn seconds(t: Timestamp) -> String {
+    let text = t.rfc3339_us();
+    text.split_once('.').map_or(text.clone(), |(whole, _)| format!("{whole}Z"))
+}
+
+fn key_json(owner: &ServiceAccount, key: &AccountKey) -> Value {
+    let mut shown = json!({
+        "name": format!("{}/keys/{}", accounts::resource_name(owner), key.public.kid),
+        "validAfterTime": seconds(key.created),
+        "validBeforeTime": NEVER,
+        "keyAlgorithm": "KEY_ALG_RSA_2048",
+        "keyOrigin": "GOOGLE_PROVIDED",
+        "keyType": "USER_MANAGED",
+    });
+    if key.disabled {
+        shown["disabled"] = true.into();
+    }
+    shown
+}
+
+fn list_keys(call: &Call, owner: &ServiceAccount, keys: &[AccountKey]) -> Answer {
+    let types: Vec<&str> = call.query.all("keyTypes").collect();
+    let shown: Vec<Value> = if types.is_empty() || types.contains(&"USER_MANAGED") {
+        keys.iter().map(|key| key_json(owner, key)).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"keys": shown}) }))
+}
+
+fn public_data(key: &AccountKey, form: &str) -> Result<Option<String>, Fault> {
+    let pem = || public_pem(&key.public).map_err(|_| Fault::internal("The stored key does not parse."));
+    match form {
+        "TYPE_NONE" | "" => Ok(None),
+        "TYPE_RAW_PUBLIC_KEY" => Ok(Some(base64::encode(Form::Standard, pem()?.as_bytes()))),
+        // A certificate over it would need the private key, which only its owner has.
+        _ => Err(Fault::not_enforced("publicKeyType")),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum View {
+    Basic,
+    Full,
+}
+
+fn role_json(role: &Role, view: View) -> Value {
+    let mut shown = json!({"name": role.name, "title": role.title, "description": role.description});
+    if view == View::Full {
+        shown["includedPermissions"] = role.permissions.iter().map(|p| p.as_str()).collect();
+    }
+    shown["stage"] = role.stage.as_str().into();
+    shown["etag"] = "AA==".into();
+    shown
+}
+
+fn list_roles(call: &Call) -> Answer {
+    let view = if call.query.get("view") == Some("FULL") { View::Full } else { View::Basic };
+    let roles: Vec<Value> = Role::all().map(|role| role_json(role, view)).collect();
+    Ok(Reply::json(json!({"roles": roles})))
+}
+
+fn unknown_role(name: &str) -> Fault {
+    Fault::new(Code::NotFound, "notFound", format!("The role named {name} was not found."))
+}
+
+/// IAM credentials: tokens and signatures in an account's name.
+pub struct IamCredentials {
+    pub control: Arc<Control>,
+    pub mint: Arc<Mint>,
+}
+
+impl Api for IamCredentials {
+    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            // Every command with an account's credentials asks this first; there are no boundaries here.
+            if let ["v1", "projects", _, "serviceAccounts", _, "allowedLocations"] = call.parts().as_slice() {
+                return Err(Fault::new(Code::NotFound, "notFound", "Requested entity was not found."));
+            }
+            let caller = who::caller(&self.control, &self.mint, &call, "google.iam.credentials.v1.IAMCredentials")?;
+            let parts = call.parts();
+            let (&Method::POST, ["v1", "projects", "-", "serviceAccounts", account], Some(verb)) =
+                (&call.method, parts.as_slice(), call.verb())
+            else {
+                return Err(error::unknown_method());
+            };
+            self.mint(caller, (*account).to_owned(), verb, call.json()?).await
+        })
+    }
+}
+
+impl IamCredentials {
+    async fn mint(&self, caller: Caller, account: String, verb: &str, body: Value) -> Answer {
+        let (mint, control) = (self.mint.clone(), self.control.clone());
+        let delegates = strings(&body["delegates"])?;
+        match verb {
+            "generateAccessToken" => {
+                let ask = Impersonation { account: &account, delegates: &delegates };
+                let lifetime = lifetime(body["lifetime"].as_str())?;
+                let scopes = strings(&body["scope"])?;
+                let (token, expires) = credentials::access_token(&mint, &control, &caller, ask, &scopes, lifetime)?;
+                Ok(Reply::json(json!({"accessToken": token, "expireTime": seconds(expires)})))
+            }
+            "generateIdToken" => {
+                let ask = Impersonation { account: &account, delegates: &delegates };
+                let audience = body["audience"].as_str().unwrap_or_default();
+                let email = body["includeEmail"].as_bool().unwrap_or(false);
+                let token = credentials::id_token(&mint, &control, &caller, ask, audience, email)?;
+                Ok(Reply::json(json!({"token": token})))
+            }
+            "signJwt" | "signBlob" => {
+                let jwt = verb == "signJwt";
+                let payload = body["payload"].as_str().unwrap_or_default().to_owned();
+                let signed = blocking(move || {
+                    let ask = Impersonation { account: &account, delegates: &delegates };
+                    match jwt {
+                        true => credentials::sign_jwt(&mint, &control, &caller, ask, &payload),
+                        false => credentials::sign_blob(&mint, &control, &caller, ask, &payload),
+                    }
+                });
+                let signed = signed.await?;
+                let field = if jwt { "signedJwt" } else { "signedBlob" };
+                let mut shown = json!({"keyId": signed.key_id});
+                shown[field] = signed.value.into();
+                Ok(Reply::json(shown))
+            }
+            _ => Err(error::unknown_method()),
+        }
+    }
+}
+
+fn strings(value: &Value) -> Result<Vec<String>, Fault> {
+    if value.is_null() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_value(value.clone()).map_err(|_| Fault::invalid("A list of strings is expected."))
+}
+
+/// A duration such as `3600s`; an hour when there is none.
+fn lifetime(text: Option<&str>) -> Result<Duration, Fault> {
+    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(Duration::from_secs(3_600)) };
+    let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
+    seconds
+        .filter(|s| s.is_finite() && *s >= 0.0 && *s < 1e9)
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| Fault::invalid(format!("Invalid value at 'lifetime' (type.googleapis.com/google.protobuf.Duration), \"{text}\"")))
+}

@@ -1,0 +1,207 @@
+//! Cloud Run: the part that both API versions share — who asks, operations, policies, locations.
+//!
+//! v1 (Knative objects, what gcloud speaks) is in [`super::run_v1`], v2 in [`super::run_v2`]; they are two views of the
+//! services in [`control::run`].
+
+use std::{sync::Arc, time::Duration};
+
+use control::{
+    ops::{Caller, Control},
+    policies,
+    run::{Client, Outcome, RunOperation, View},
+    tokens::Mint,
+    world::{ServiceRecord, World},
+};
+use http::Method;
+use model::{
+    fault::Fault,
+    name::Region,
+    project::REGIONS,
+    run::ServiceKey,
+};
+use serde_json::{Value, json};
+
+use super::{policy, run_v1, run_v2, who};
+use crate::{
+    call::{Answer, Api, BoxFuture, Call},
+    error,
+    reply::Reply,
+};
+
+/// What `:wait` waits for when it is not told. Source: Cloud Run's clients ask for 10 s.
+const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+
+pub struct Run {
+    pub control: Arc<Control>,
+    pub mint: Arc<Mint>,
+}
+
+/// One call, with everything its handlers need.
+pub(super) struct Asked<'a> {
+    pub call: &'a Call,
+    pub caller: &'a Caller,
+    pub control: &'a Control,
+    pub view: View,
+}
+
+impl Api for Run {
+    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
+        Box::pin(async move {
+            let v2 = call.path.first().is_some_and(|version| version == "v2");
+            let (view, method) = match v2 {
+                true => (View::V2, "google.cloud.run.v2.Services"),
+                false => (View::V1, "google.cloud.run.v1.Services"),
+            };
+            let caller = who::caller(&self.control, &self.mint, &call, method)?;
+            let asked = Asked { call: &call, caller: &caller, control: &self.control, view };
+            match (&call.method, call.parts().as_slice(), call.verb()) {
+                (_, ["v1" | "v2", "projects", project, "locations", region, "operations", rest @ ..], verb) => {
+                    asked.operations(project, region, rest, verb).await
+                }
+                (&Method::GET, ["v1" | "v2", "projects", project, "locations"], None) => asked.locations(project),
+                (_, ["v1", "projects", project, "locations" | "regions", region, "services", name], Some(verb))
+                | (_, ["v2", "projects", project, "locations", region, "services", name], Some(verb)) => {
+                    asked.policy(project, region, name, verb)
+                }
+                _ if v2 => run_v2::route(&asked),
+                _ => run_v1::route(&asked),
+            }
+        })
+    }
+}
+
+impl<'a> Asked<'a> {
+    pub fn client(&self) -> Client<'a> {
+        Client { control: self.control, caller: self.caller, view: self.view }
+    }
+
+    pub fn region(&self, text: &str) -> Result<Region, Fault> {
+        text.parse().map_err(|_| Fault::invalid(format!("Location {text} is not a location.")))
+    }
+
+    pub fn key(&self, project: &str, region: &str, name: &str) -> Result<ServiceKey, Fault> {
+        self.client().key(project, &self.region(region)?, name)
+    }
+
+    pub fn body(&self) -> Result<Value, Fault> {
+        self.call.json()
+    }
+
+    fn locations(&self, project: &str) -> Answer {
+        let world = self.control.read();
+        let project = world.project(project).ok_or_else(|| error::denied(error::Family::Run, "run.locations.list", project))?;
+        let need = control::kind::Need::on("run.locations.list", format!("projects/{}", project.id));
+        self.control
+            .authorize(&world, self.caller, &[need])
+            .map_err(|need| error::denied(error::Family::Run, need.permission, &need.resource))?;
+        let location = |(name, ..): &(&str, &str, &[&str])| {
+            json!({
+                "name": format!("projects/{}/locations/{name}", project.id),
+                "locationId": name,
+                "displayName": name,
+                "labels": {"cloud.googleapis.com/region": name},
+            })
+        };
+        Ok(Reply::json(json!({"locations": REGIONS.iter().map(location).collect::<Vec<_>>()})))
+    }
+
+    fn policy(&self, project: &str, region: &str, name: &str, verb: &str) -> Answer {
+        let key = self.key(project, region, name)?;
+        let body = self.body()?;
+        match (&self.call.method, verb) {
+            (&Method::GET, "getIamPolicy") => {
+                policy::check_requested_version(&self.call.query, &body)?;
+                Ok(Reply::json(policy::render(&self.client().policy(&key)?)))
+            }
+            (&Method::POST, "setIamPolicy") => {
+                let asked = policy::asked(&body)?;
+                Ok(Reply::json(policy::render(&self.client().set_policy(&key, &asked.bindings, &asked.etag)?)))
+            }
+            (&Method::POST, "testIamPermissions") => {
+                let asked = policy::tested(&body)?;
+                let held = policies::test(&self.control.read(), self.caller, &key.to_string(), &asked)?;
+                Ok(Reply::json(policy::held(&held)))
+            }
+            _ => Err(error::unknown_method()),
+        }
+    }
+
+    async fn operations(&self, project: &str, region: &str, rest: &[&str], verb: Option<&str>) -> Answer {
+        let region = self.region(region)?;
+        let client = self.client();
+        match (&self.call.method, rest, verb) {
+            (&Method::GET, [], None) => {
+                let found = client.operations(project, &region)?;
+                let world = self.control.read();
+                let shown: Vec<Value> =
+                    found.iter().map(|o| self.operation(&world, o, control::run::outcome(&world, o))).collect();
+                Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"operations": shown}) }))
+            }
+            (&Method::GET, [id], None) => {
+                let operation = client.operation(project, &region, id)?;
+                let world = self.control.read();
+                Ok(Reply::json(self.operation(&world, &operation, control::run::outcome(&world, &operation))))
+            }
+            (&Method::DELETE, [id], None) => {
+                client.delete_operation(project, &region, id)?;
+                Ok(Reply::json(json!({})))
+            }
+            (&Method::POST, [id], Some("wait")) => {
+                let operation = client.operation(project, &region, id)?;
+                let timeout = timeout(self.body()?["timeout"].as_str())?;
+                let outcome = client.wait(&operation, timeout).await;
+                Ok(Reply::json(self.operation(&self.control.read(), &operation, outcome)))
+            }
+            _ => Err(error::unknown_method()),
+        }
+    }
+
+    /// An operation in this view: its metadata and its response are the service.
+    pub fn operation(&self, world: &World, operation: &RunOperation, outcome: Outcome) -> Value {
+        let (project, region) = (&operation.service.project, &operation.service.region);
+        let mut shown = json!({"name": format!("projects/{project}/locations/{region}/operations/{}", operation.id)});
+        let service = |s: &ServiceRecord| self.shown(world, s, operation.deleted.is_some());
+        match outcome {
+            Outcome::Running(now) => shown["metadata"] = service(&now),
+            Outcome::Done(now) => {
+                shown["metadata"] = service(&now);
+                shown["done"] = true.into();
+                shown["response"] = service(&now);
+            }
+            Outcome::Failed { code, message, service: now } => {
+                if let Some(now) = now {
+                    shown["metadata"] = service(&now);
+                }
+                shown["done"] = true.into();
+                shown["error"] = json!({"code": code.grpc(), "message": message});
+            }
+        }
+        shown
+    }
+
+    /// A service in this view, with its type.
+    fn shown(&self, world: &World, service: &ServiceRecord, deleted: bool) -> Value {
+        let (kind, mut value) = match self.view {
+            View::V1 => ("type.googleapis.com/google.cloud.run.v1.Service", run_v1::show::service(world, service)),
+            View::V2 => ("type.googleapis.com/google.cloud.run.v2.Service", run_v2::show::service(world, service)),
+        };
+        if deleted && self.view == View::V2 {
+            value["deleteTime"] = service.updated.rfc3339_us().into();
+        }
+        let mut typed = json!({"@type": kind});
+        if let (Some(typed), Value::Object(fields)) = (typed.as_object_mut(), value) {
+            typed.extend(fields);
+        }
+        typed
+    }
+}
+
+/// A duration such as `10s`.
+fn timeout(text: Option<&str>) -> Result<Duration, Fault> {
+    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(WAIT_DEFAULT) };
+    let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
+    seconds
+        .filter(|s| s.is_finite() && (0.0..1e6).contains(s))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| Fault::invalid(format!("Invalid value at 'timeout' (type.googleapis.com/google.protobuf.Duration), \"{text}\"")))
+}
