@@ -139,6 +139,14 @@ impl Hands {
         Ok(())
     }
 
+    /// Makes the fabric's namespace unless it is there: shut, and ready for the proxy to live in.
+    pub fn found_fabric(&mut self) -> Result<(), KernelError> {
+        match self.pins.open(names::FABRIC_NS)? {
+            Some(_) => self.fabric_space().map(|_| ()),
+            None => self.apply_fabric(&FabricPlan::default()),
+        }
+    }
+
     /// Takes down every VPC that is in no plan. The fabric stays: the proxy lives in it.
     pub fn retain(&mut self) -> Result<(), KernelError> {
         let wanted: BTreeSet<String> = self.vpcs.keys().flat_map(|n| [names::vpc_ns(*n), names::edge_ns(*n)]).collect();

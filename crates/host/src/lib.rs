@@ -7,10 +7,14 @@
 //! Start with [`net`] (plan to kernel state, pure), then [`hands`] (one cell applied), then [`agent`] (the process).
 //! [`netlink`] is the layer below, [`names`] says how everything is called, [`capture`] shows what is on the wire.
 
+pub mod agent;
 pub mod capture;
+pub mod doors;
+pub mod facts;
 pub mod hands;
 pub mod names;
 pub mod net;
 pub mod netlink;
 pub mod netns;
+pub mod sandboxes;
 mod sys;

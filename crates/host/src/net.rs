@@ -3,6 +3,7 @@
 
 pub mod cable;
 pub mod fabric;
+pub mod flow;
 pub mod kernel;
 pub mod rules;
 pub mod state;

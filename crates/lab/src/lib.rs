@@ -4,6 +4,7 @@
 //! Development only; nothing in the product may use it. Start with [`Lab`].
 
 pub mod packet;
+pub mod plan;
 pub mod scene;
 pub mod tcp;
 

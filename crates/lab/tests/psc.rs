@@ -2,17 +2,24 @@
 //! owns VMs with the VIP's and the NAT address, so that any leak finds somebody at home.
 
 use std::{
-    collections::BTreeMap,
     io::{self, Read, Write},
     net::{IpAddr, SocketAddrV4},
 };
 
-use host::{capture::Headers, names};
-use lab::{Lab, packet, tcp, until};
+use host::{
+    capture::Headers,
+    names,
+    net::{state, vpc},
+    netlink::conntrack,
+};
+use lab::{Lab, packet, plan, tcp, until};
 use model::{
-    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
-    planned::host::{ConsumerEndpoint, FirewallRule, Match, PublishedEndpoint, Vip, VpcPlan},
-    vpc::{Action, Direction, PortRange},
+    id::{NetworkId, WorkloadId},
+    planned::{
+        guest::Realm,
+        host::{PublishedEndpoint, VpcPlan},
+    },
+    vpc::{Action, Direction},
 };
 
 const SHOP: u64 = 7001;
@@ -20,55 +27,20 @@ const CAFE: u64 = 7002;
 const BANK: u64 = 9001;
 const ENDPOINT: &str = "10.0.0.5:80";
 const VIP: &str = "10.0.1.2:80";
-const HTTP: PortRange = PortRange { first: 80, last: 80 };
-
-fn vpc(vms: &[(&str, &str)]) -> VpcPlan {
-    let allow = FirewallRule {
-        name: "allow-all".into(),
-        direction: Direction::Ingress,
-        action: Action::Allow,
-        targets: Match::Any,
-        peers: Match::Any,
-        destinations: Match::Any,
-        protocols: vec![],
-    };
-    VpcPlan {
-        mtu: 1460,
-        ports: vms.iter().map(|(n, a)| (WorkloadId((*n).into()), a.parse().unwrap())).collect(),
-        firewall: vec![allow],
-        flow_interval_s: 5,
-        psc_idle_s: 1200,
-        ..VpcPlan::default()
-    }
-}
 
 fn consumer(prefix: &str) -> VpcPlan {
     let names: Vec<_> = ["till", "vip", "nat"].iter().map(|n| format!("{prefix}-{n}")).collect();
-    let mut plan = vpc(&[(&names[0], "10.0.0.2"), (&names[1], "10.0.1.2"), (&names[2], "10.0.3.2")]);
-    let endpoint = ConsumerEndpoint { address: "10.0.0.5".parse().unwrap(), producer: Some(NetworkId(BANK)) };
-    plan.endpoints = BTreeMap::from([(EndpointId(1), endpoint)]);
-    plan
-}
-
-fn published(consumer: u64, nat: &str) -> PublishedEndpoint {
-    PublishedEndpoint {
-        consumer: NetworkId(consumer),
-        address: "10.0.0.5".parse().unwrap(),
-        nat: nat.parse().unwrap(),
-        vip: "10.0.1.2".parse().unwrap(),
-        ports: HTTP,
-    }
+    let vms = [(&names[0][..], "10.0.0.2"), (&names[1], "10.0.1.2"), (&names[2], "10.0.3.2")];
+    plan::with_endpoint(plan::vpc(&vms), "10.0.0.5", Some(BANK))
 }
 
 fn producer(endpoints: &[(u64, PublishedEndpoint)]) -> VpcPlan {
-    let mut plan = vpc(&[("bank-vault", "10.0.0.2")]);
-    plan.vips = BTreeMap::from([(ListenerId(1), Vip { address: "10.0.1.2".parse().unwrap(), ports: HTTP })]);
-    plan.published = endpoints.iter().map(|(id, e)| (EndpointId(*id), e.clone())).collect();
-    plan
+    plan::with_published(plan::vpc(&[("bank-vault", "10.0.0.2")]), VIP, endpoints)
 }
 
 fn both() -> Vec<(u64, PublishedEndpoint)> {
-    vec![(1, published(SHOP, "10.0.3.2")), (2, published(CAFE, "10.0.3.3"))]
+    let endpoint = |consumer, nat| plan::published(consumer, "10.0.0.5", nat, VIP);
+    vec![(1, endpoint(SHOP, "10.0.3.2")), (2, endpoint(CAFE, "10.0.3.3"))]
 }
 
 fn apply(lab: &mut Lab, network: u64, plan: &VpcPlan) {
@@ -145,7 +117,7 @@ fn an_endpoint_that_does_not_forward_is_silent_and_nothing_reaches_the_producer(
 fn an_endpoint_that_the_producer_does_not_publish_reaches_nothing_although_its_link_lies() {
     let mut lab = Lab::new();
     apply(&mut lab, SHOP, &consumer("shop"));
-    apply(&mut lab, BANK, &producer(&[(2, published(CAFE, "10.0.3.3"))]));
+    apply(&mut lab, BANK, &producer(&both()[1..]));
     let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
     let server = lab.serve_vip(BANK, VIP);
     let edge = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::to_edge());
@@ -205,4 +177,141 @@ fn a_producer_reaches_no_consumer_not_even_by_the_nat_address() {
         port.headers().iter().filter(|h| h.src_port == 53 || h.src_port == 80).count() == 8
     });
     assert_eq!(cables.each_ref().map(|c| c.headers()), [vec![], vec![]]);
+}
+
+/// Seconds that each tracked connection through an endpoint may still idle.
+fn idle_left(lab: &mut Lab) -> Vec<u32> {
+    let space = lab.hands().realm(Realm::Vpc(NetworkId(BANK))).unwrap();
+    let entries = conntrack::list(space.netfilter()).unwrap();
+    entries.iter().filter(|e| e.original.zone != 0).filter_map(|e| e.timeout_s).collect()
+}
+
+fn assert_idle_limit(lab: &mut Lab, when: &str) {
+    let left = idle_left(lab);
+    assert_eq!(left.len(), 1, "{when}");
+    assert!((900..=1200).contains(&left[0]), "{when}: {left:?}");
+}
+
+#[test]
+fn a_connection_keeps_its_idle_limit_over_unrelated_changes_and_restarts() {
+    let mut lab = Lab::new();
+    apply(&mut lab, BANK, &producer(&both()[..1]));
+    apply(&mut lab, SHOP, &consumer("shop"));
+    let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
+    let _server = lab.serve_vip(BANK, VIP);
+    let mut stream = till.connect(ENDPOINT).unwrap();
+    tcp::greeting(&mut stream).unwrap();
+    assert_idle_limit(&mut lab, "at first");
+
+    let mut changed = producer(&both());
+    changed.firewall.push(plan::rule("deny-ssh", Direction::Ingress, Action::Deny));
+    changed.ports.insert(WorkloadId("bank-two".into()), "10.0.0.9".parse().unwrap());
+    apply(&mut lab, BANK, &changed);
+    assert_eq!(tcp::ask(&mut stream, "after a change").unwrap(), "after a change");
+    assert_idle_limit(&mut lab, "after an unrelated change");
+
+    lab.restart();
+    apply(&mut lab, SHOP, &consumer("shop"));
+    apply(&mut lab, BANK, &changed);
+    assert_eq!(tcp::ask(&mut stream, "after a restart").unwrap(), "after a restart");
+    assert_idle_limit(&mut lab, "after a restart");
+}
+
+#[test]
+fn a_connection_that_idled_too_long_hangs_instead_of_being_picked_up_again() {
+    let mut lab = Lab::new();
+    let mut bank = producer(&both()[..1]);
+    bank.psc_idle_s = 1;
+    apply(&mut lab, BANK, &bank);
+    apply(&mut lab, SHOP, &consumer("shop"));
+    let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
+    let _server = lab.serve_vip(BANK, VIP);
+    let mut stream = till.connect(ENDPOINT).unwrap();
+    tcp::greeting(&mut stream).unwrap();
+    until("the router has forgotten the connection", || idle_left(&mut lab).is_empty());
+    let edge = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::to_edge());
+    stream.set_read_timeout(Some(lab::scene::SILENCE)).unwrap();
+    stream.write_all(b"hello again").unwrap();
+    let silence = stream.read(&mut [0; 8]).unwrap_err().kind();
+    assert!(matches!(silence, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{silence:?}");
+    assert_eq!(edge.headers(), vec![]);
+}
+
+#[test]
+fn a_plan_without_translation_is_seen_on_the_wire_and_lets_nothing_through() {
+    let mut lab = Lab::new();
+    apply(&mut lab, BANK, &producer(&both()[..1]));
+    apply(&mut lab, SHOP, &consumer("shop"));
+    let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
+    let server = lab.serve_vip(BANK, VIP);
+    // The defect that the last rule is there for: the translation is missing, everything else is in place.
+    let network = NetworkId(BANK);
+    let mut broken = vpc::router(&producer(&both()[..1]), &[(NetworkId(SHOP), 1)].into());
+    broken.tables[0].chains.get_mut("snat").unwrap().rules.clear();
+    lab.hands().realm(Realm::Vpc(network)).unwrap().converge(&broken).unwrap();
+    let edge = lab.capture(&names::vpc_ns(network), &names::to_edge());
+    assert_eq!(till.connect(ENDPOINT).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!((edge.headers(), server.clients()), (vec![], vec![]), "the last rule drops it");
+
+    broken.tables[0].chains.get_mut("last").unwrap().rules.clear();
+    lab.hands().realm(Realm::Vpc(network)).unwrap().converge(&broken).unwrap();
+    assert_eq!(till.connect(ENDPOINT).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert!(
+        edge.headers().iter().any(|h| h.opens() && h.src == v4("10.0.0.2")),
+        "without it the consumer's address leaks"
+    );
+}
+
+#[test]
+fn adding_an_endpoint_costs_the_same_however_many_there_are() {
+    let mut lab = Lab::new();
+    apply(&mut lab, SHOP, &plan::vpc(&[]));
+    let many = |count: u32| -> Vec<(u64, PublishedEndpoint)> {
+        let address = |base: u32, n: u32| std::net::Ipv4Addr::from(base + n).to_string();
+        let endpoint = |n: u32| plan::published(SHOP, &address(0x0a01_0000, n), &address(0x0a02_0000, n), VIP);
+        (0..count).map(|n| (u64::from(n), endpoint(n))).collect()
+    };
+    let mut cost = |from: u32, to: u32| {
+        apply(&mut lab, BANK, &producer(&many(from)));
+        let before = lab.hands().messages_sent();
+        apply(&mut lab, BANK, &producer(&many(to)));
+        lab.hands().messages_sent() - before
+    };
+    let few = cost(2, 3);
+    let more = cost(2_000, 2_001);
+    assert_eq!(few, more);
+    assert!(few <= 8, "one message for each map and the ends of the transaction, not {few}");
+}
+
+#[test]
+fn a_released_nat_address_takes_its_connections_along() {
+    let mut lab = Lab::new();
+    apply(&mut lab, BANK, &producer(&both()));
+    apply(&mut lab, SHOP, &consumer("shop"));
+    let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
+    let _server = lab.serve_vip(BANK, VIP);
+    let mut stream = till.connect(ENDPOINT).unwrap();
+    tcp::greeting(&mut stream).unwrap();
+    assert_eq!(idle_left(&mut lab).len(), 1);
+    apply(&mut lab, BANK, &producer(&both()[1..]));
+    assert!(idle_left(&mut lab).is_empty());
+}
+
+#[test]
+fn what_is_in_no_plan_is_gone_and_a_second_apply_changes_nothing() {
+    let mut lab = Lab::new();
+    apply(&mut lab, SHOP, &consumer("shop"));
+    apply(&mut lab, BANK, &producer(&both()));
+    let wanted = vpc::router(&producer(&both()), &[(NetworkId(SHOP), 1), (NetworkId(CAFE), 2)].into());
+    lab.restart();
+    let space = lab.hands().realm(Realm::Vpc(NetworkId(BANK))).unwrap();
+    let found = space.read(&wanted).unwrap();
+    assert_eq!(state::diff(&wanted, &found), vec![], "the kernel holds the plan and nothing else");
+    assert_eq!(space.converge(&wanted).unwrap(), 0);
+
+    lab.hands().remove_vpc(NetworkId(BANK)).unwrap();
+    apply(&mut lab, SHOP, &plan::vpc(&[]));
+    assert_eq!(lab.hands().pins().names().unwrap(), ["vpc-7001"]);
+    let links = &lab.hands().realm(Realm::Vpc(NetworkId(SHOP))).unwrap().links().by_name;
+    assert!(!links.contains_key(&names::outgoing(NetworkId(BANK))));
 }

@@ -1,0 +1,569 @@
+//! The host process: hears plans from control, makes the kernel obey them, answers what it now equals.
+//!
+//! One thread decides and acts (the loop in [`Agent::run`]); others only listen and hand it what they heard. It keeps no
+//! file: what must survive it is in the kernel and with the shims. Start with [`serve`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::OsString,
+    fs, io,
+    net::SocketAddrV4,
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, SyncSender, sync_channel},
+    thread,
+    time::Duration,
+};
+
+use model::{
+    id::{Generation, ListenerId, NetworkId, WorkloadId},
+    limits,
+    planned::{
+        edge, guest,
+        guest::Realm,
+        host::{Attach, CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, SandboxPlan, ToHost, Vip, VpcPlan},
+    },
+    record::FlowGap,
+};
+
+use crate::{
+    doors::Door,
+    facts,
+    hands::Hands,
+    net::{
+        flow::{self, Said},
+        kernel::KernelError,
+    },
+    netns::Netns,
+    sandboxes::{Launched, SandboxError, Sandboxes},
+};
+
+/// What was heard and not yet looked at.
+const HEARD_MAX: usize = 1_024;
+/// Flow messages kept while control is away; older ones become a gap.
+const FLOWS_KEPT_MAX: usize = 1_024;
+/// A control that takes no frame for this long is treated as gone.
+const TAKE_MAX: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cloud's id.
+    pub cloud: String,
+    /// `host.sock` is made in it; `proxy-sockets.sock` and `guest-sockets.sock` are looked for in it.
+    pub run_dir: PathBuf,
+    /// Holds `layers/`.
+    pub state_dir: PathBuf,
+    /// How a shim is started: program and first arguments.
+    pub shim_argv: Vec<OsString>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("cannot listen at {}", path.display())]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("cannot take over what the kernel holds")]
+    Kernel { source: KernelError },
+    #[error("cannot run sandboxes")]
+    Sandboxes { source: SandboxError },
+}
+
+/// Why a cell does not equal its plan.
+#[derive(Debug, thiserror::Error)]
+pub enum CellError {
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error("cannot listen on {at}")]
+    Listen { at: SocketAddrV4, source: io::Error },
+    #[error("cannot serve metadata")]
+    Metadata { source: io::Error },
+    #[error("forwarding rules of the load balancer have one port each, not {}-{}", .0.ports.first, .0.ports.last)]
+    PortRange(Vip),
+    #[error("the plan of cell {0} is of another kind")]
+    Kind(CellId),
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Runs the host process. Returns only when it cannot start.
+pub fn serve(config: Config) -> Result<(), AgentError> {
+    let (events, sandbox_events) = mpsc::channel();
+    let launcher = sandbox::Config {
+        cloud: config.cloud,
+        run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir,
+        shim_argv: config.shim_argv,
+    };
+    let sandboxes = Launched::new(launcher, events).map_err(|source| AgentError::Sandboxes { source })?;
+    Agent::start(&config.run_dir, sandboxes, sandbox_events)?.run();
+    Ok(())
+}
+
+/// What the loop is told.
+enum Heard {
+    Connected(UnixStream),
+    /// From the connection of this number.
+    Frame(u64, Box<ToHost>),
+    Sandbox(sandbox::Event),
+    Flows(Said),
+}
+
+pub struct Agent<S> {
+    hands: Hands,
+    sandboxes: S,
+    heard: Receiver<Heard>,
+    flows: SyncSender<Said>,
+    proxy: Door<ListenerId, edge::Sockets>,
+    guest: Door<Realm, guest::Sockets>,
+    facts: BTreeMap<String, String>,
+    control: Option<UnixStream>,
+    connection: u64,
+    /// The newest generation seen of each cell, removed ones included.
+    generations: BTreeMap<CellId, Generation>,
+    /// Cells heard of since control connected.
+    sent: BTreeSet<CellId>,
+    vpcs: BTreeMap<NetworkId, Vpc>,
+    fabric_serves: bool,
+    workloads: BTreeMap<WorkloadId, Workload>,
+    waiting: VecDeque<FromHost>,
+}
+
+/// What belongs to an applied VPC beside its rules.
+struct Vpc {
+    listeners: BTreeMap<ListenerId, Vip>,
+    flows: Option<(u32, flow::Watch)>,
+}
+
+struct Workload {
+    incarnation: u32,
+    /// Unknown of one that was adopted until control tells.
+    attach: Option<Attach>,
+    phase: Phase,
+    /// The last word about it, said again to a control that connects anew.
+    last: Option<SandboxEvent>,
+}
+
+enum Phase {
+    Running,
+    Stopping(Then),
+    Ended,
+}
+
+/// What follows once a workload has ended.
+enum Then {
+    Gone(Generation),
+    Anew(Generation, Box<SandboxPlan>),
+}
+
+impl<S: Sandboxes> Agent<S> {
+    /// Takes over what is there, opens `host.sock`, and starts listening.
+    pub fn start(run_dir: &Path, mut sandboxes: S, events: Receiver<sandbox::Event>) -> Result<Agent<S>, AgentError> {
+        let kernel = |source| AgentError::Kernel { source };
+        let mut hands = Hands::open(run_dir).map_err(kernel)?;
+        hands.found_fabric().map_err(kernel)?;
+        let adopted = sandboxes.adopt().map_err(|source| AgentError::Sandboxes { source })?;
+        let facts = facts::gather(&mut hands, sandboxes.facts());
+        let (tell, heard) = sync_channel(HEARD_MAX);
+        let (flows, said) = sync_channel(HEARD_MAX);
+        let path = run_dir.join("host.sock");
+        let listener = listen(&path).map_err(|source| AgentError::Listen { path, source })?;
+        let door = tell.clone();
+        thread::spawn(move || accept(&listener, &door));
+        forward(events, tell.clone(), Heard::Sandbox);
+        forward(said, tell, Heard::Flows);
+        let running = |incarnation| Workload { incarnation, attach: None, phase: Phase::Running, last: None };
+        Ok(Agent {
+            hands,
+            sandboxes,
+            heard,
+            flows,
+            proxy: Door::to(run_dir.join("proxy-sockets.sock")),
+            guest: Door::to(run_dir.join("guest-sockets.sock")),
+            facts,
+            control: None,
+            connection: 0,
+            generations: BTreeMap::new(),
+            sent: BTreeSet::new(),
+            vpcs: BTreeMap::new(),
+            fabric_serves: false,
+            workloads: adopted.into_iter().map(|(id, incarnation)| (id, running(incarnation))).collect(),
+            waiting: VecDeque::new(),
+        })
+    }
+
+    /// Obeys until every listener is gone, which is never.
+    pub fn run(&mut self) {
+        while let Ok(heard) = self.heard.recv() {
+            match heard {
+                Heard::Connected(stream) => self.meet(stream),
+                Heard::Frame(connection, frame) if connection == self.connection => self.obey(*frame),
+                // What an earlier control still had to say is overtaken by everything its successor sends.
+                Heard::Frame(..) => {}
+                Heard::Sandbox(event) => self.workload_event(event),
+                Heard::Flows(said) => self.report_later(match said {
+                    Said::Flows(records) => FromHost::Flows(records),
+                    Said::Gap(gap) => FromHost::Gap(gap),
+                }),
+            }
+        }
+    }
+
+    // ---- control ----
+
+    fn meet(&mut self, stream: UnixStream) {
+        self.connection += 1;
+        self.sent.clear();
+        let hello = FromHost::Hello { facts: self.facts.clone() };
+        // A stream whose timeout cannot be set is one that has ended.
+        self.control = stream.set_write_timeout(Some(TAKE_MAX)).is_ok().then_some(stream);
+        self.report(hello);
+        while let Some(message) = self.waiting.pop_front() {
+            self.report(message);
+        }
+    }
+
+    fn report(&mut self, message: FromHost) {
+        if let Some(stream) = &self.control
+            && ipc::send(stream, &message, &[]).is_err()
+        {
+            self.control = None;
+        }
+    }
+
+    /// Flow records wait for a control that is away, up to a limit.
+    fn report_later(&mut self, message: FromHost) {
+        if self.control.is_some() {
+            return self.report(message);
+        }
+        if self.waiting.len() >= FLOWS_KEPT_MAX
+            && let Some(FromHost::Flows(lost)) = self.waiting.pop_front()
+            && let (Some(first), Some(last)) = (lost.first(), lost.last())
+        {
+            self.waiting.pop_front();
+            let gap = FlowGap { network: Some(first.network), from: first.first, to: last.last };
+            self.waiting.push_front(FromHost::Gap(gap));
+        }
+        if self.waiting.len() < FLOWS_KEPT_MAX {
+            self.waiting.push_back(message);
+        }
+    }
+
+    fn observed(&mut self, cell: CellId, generation: Generation, outcome: Result<(), CellError>) {
+        let fault = outcome.err().map(|error| chain(&error));
+        self.report(FromHost::Observed { cell, generation, fault });
+    }
+
+    fn obey(&mut self, frame: ToHost) {
+        match frame {
+            ToHost::Apply { cell, generation, plan } => {
+                self.sent.insert(cell.clone());
+                if self.is_new(&cell, generation) {
+                    self.apply(cell, generation, *plan);
+                }
+            }
+            ToHost::Remove { cell, generation } => {
+                self.sent.remove(&cell);
+                if self.is_new(&cell, generation) {
+                    self.remove(cell, generation);
+                }
+            }
+            ToHost::Complete => self.complete(),
+        }
+    }
+
+    /// Refuses what is older than what was seen. The same generation may be sent again by a control that came back.
+    fn is_new(&mut self, cell: &CellId, generation: Generation) -> bool {
+        let seen = self.generations.entry(cell.clone()).or_default();
+        let new = generation >= *seen;
+        *seen = generation.max(*seen);
+        new
+    }
+
+    fn apply(&mut self, cell: CellId, generation: Generation, plan: CellPlan) {
+        let outcome = match (&cell, plan) {
+            (CellId::Vpc(network), CellPlan::Vpc(plan)) => self.apply_vpc(*network, &plan),
+            (CellId::Fabric, CellPlan::Fabric(plan)) => self.apply_fabric(&plan),
+            (CellId::Workload(id), CellPlan::Workload(plan)) => {
+                return self.apply_workload(id.clone(), generation, plan);
+            }
+            (CellId::Vpc(_) | CellId::Fabric | CellId::Workload(_), _) => Err(CellError::Kind(cell.clone())),
+        };
+        self.observed(cell, generation, outcome);
+    }
+
+    fn remove(&mut self, cell: CellId, generation: Generation) {
+        let outcome = match &cell {
+            CellId::Vpc(network) => self.remove_vpc(*network),
+            // The proxy lives in it: without a plan it is merely empty.
+            CellId::Fabric => self.apply_fabric(&FabricPlan::default()),
+            CellId::Workload(id) => return self.remove_workload(id.clone(), generation),
+        };
+        self.observed(cell, generation, outcome);
+    }
+
+    /// What control has not sent is in no plan.
+    fn complete(&mut self) {
+        let sent = std::mem::take(&mut self.sent);
+        let strange: Vec<_> = self.vpcs.keys().filter(|n| !sent.contains(&CellId::Vpc(**n))).copied().collect();
+        for network in strange {
+            let outcome = self.remove_vpc(network);
+            self.complain(CellId::Vpc(network), outcome);
+        }
+        let strange: Vec<_> =
+            self.workloads.keys().filter(|id| !sent.contains(&CellId::Workload((*id).clone()))).cloned().collect();
+        for id in strange {
+            let generation = self.generations.get(&CellId::Workload(id.clone())).copied().unwrap_or_default();
+            self.remove_workload(id, generation);
+        }
+        let outcome = self.hands.retain().map_err(CellError::from);
+        self.complain(CellId::Fabric, outcome);
+        self.generations.retain(|cell, _| sent.contains(cell));
+        self.sent = sent;
+        self.proxy.complete(edge::Sockets::Complete);
+        self.guest.complete(guest::Sockets::Complete);
+    }
+
+    /// Says only what went wrong, about a cell that nobody asked about.
+    fn complain(&mut self, cell: CellId, outcome: Result<(), CellError>) {
+        if outcome.is_err() {
+            let generation = self.generations.get(&cell).copied().unwrap_or_default();
+            self.observed(cell, generation, outcome);
+        }
+    }
+
+    // ---- VPCs and the fabric ----
+
+    fn apply_vpc(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), CellError> {
+        if let Some(vip) = plan.vips.values().find(|vip| vip.ports.first != vip.ports.last) {
+            return Err(CellError::PortRange(vip.clone()));
+        }
+        self.close_listeners(network, &plan.vips);
+        self.hands.apply_vpc(network, plan)?;
+        if !self.vpcs.contains_key(&network) {
+            self.serve_metadata(Realm::Vpc(network))?;
+            self.vpcs.insert(network, Vpc { listeners: BTreeMap::new(), flows: None });
+        }
+        self.open_listeners(network, &plan.vips)?;
+        self.watch_flows(network, plan)
+    }
+
+    /// Before the addresses go: a closed listener refuses, an address without one vanishes.
+    fn close_listeners(&mut self, network: NetworkId, wanted: &BTreeMap<ListenerId, Vip>) {
+        let Some(vpc) = self.vpcs.get_mut(&network) else { return };
+        let gone: Vec<_> =
+            vpc.listeners.iter().filter(|(id, vip)| wanted.get(id) != Some(vip)).map(|(id, _)| *id).collect();
+        for id in gone {
+            vpc.listeners.remove(&id);
+            self.proxy.unset(id, edge::Sockets::Unlisten(id));
+        }
+    }
+
+    fn open_listeners(&mut self, network: NetworkId, wanted: &BTreeMap<ListenerId, Vip>) -> Result<(), CellError> {
+        let Some(vpc) = self.vpcs.get_mut(&network) else { return Ok(()) };
+        for (id, vip) in wanted {
+            if vpc.listeners.contains_key(id) {
+                continue;
+            }
+            let at = SocketAddrV4::new(vip.address, vip.ports.first);
+            let socket = self.hands.listen(network, at)?.map_err(|source| CellError::Listen { at, source })?;
+            self.proxy.set(*id, edge::Sockets::Listen(*id), vec![socket]);
+            vpc.listeners.insert(*id, vip.clone());
+        }
+        Ok(())
+    }
+
+    fn serve_metadata(&mut self, realm: Realm) -> Result<(), CellError> {
+        let sockets = self.hands.metadata_sockets(realm)?.map_err(|source| CellError::Metadata { source })?;
+        self.guest.set(realm, guest::Sockets::Serve(realm), sockets.into());
+        Ok(())
+    }
+
+    fn watch_flows(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), CellError> {
+        let Some(vpc) = self.vpcs.get_mut(&network) else { return Ok(()) };
+        let wanted = plan.flow_logs.then(|| plan.flow_interval_s.max(1));
+        if vpc.flows.as_ref().map(|(interval, _)| *interval) == wanted {
+            return Ok(());
+        }
+        vpc.flows = None;
+        if let Some(interval) = wanted {
+            let netns = self.hands.realm(Realm::Vpc(network))?.netns();
+            let every = Duration::from_secs(interval.into());
+            vpc.flows = Some((interval, flow::watch(network, netns, every, self.flows.clone())?));
+        }
+        Ok(())
+    }
+
+    fn remove_vpc(&mut self, network: NetworkId) -> Result<(), CellError> {
+        self.close_listeners(network, &BTreeMap::new());
+        if self.vpcs.remove(&network).is_some() {
+            self.guest.unset(Realm::Vpc(network), guest::Sockets::Withdraw(Realm::Vpc(network)));
+        }
+        Ok(self.hands.remove_vpc(network)?)
+    }
+
+    fn apply_fabric(&mut self, plan: &FabricPlan) -> Result<(), CellError> {
+        self.hands.apply_fabric(plan)?;
+        if !self.fabric_serves {
+            self.serve_metadata(Realm::Fabric)?;
+            self.fabric_serves = true;
+        }
+        Ok(self.sandboxes.keep_parked(&plan.parked)?)
+    }
+
+    // ---- workloads ----
+
+    fn apply_workload(&mut self, id: WorkloadId, generation: Generation, plan: SandboxPlan) {
+        let cell = CellId::Workload(id.clone());
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            return self.launch(id, generation, plan);
+        };
+        if workload.incarnation == plan.incarnation {
+            workload.attach = Some(plan.attach);
+            // Asked for again while it was on its way out: as if it had just been asked for anew is not possible
+            // with the same incarnation, so what was said about its end stands.
+            let last = workload.last.clone();
+            let incarnation = workload.incarnation;
+            if let Some(event) = last {
+                self.report(FromHost::Sandbox { workload: id, incarnation, event });
+            }
+            return self.observed(cell, generation, Ok(()));
+        }
+        match workload.phase {
+            Phase::Ended => self.launch(id, generation, plan),
+            Phase::Running => {
+                workload.phase = Phase::Stopping(Then::Anew(generation, Box::new(plan)));
+                let stopped = self.sandboxes.stop(&id, limits::RUN_STOP_GRACE).map_err(CellError::from);
+                self.complain(cell, stopped);
+            }
+            Phase::Stopping(_) => workload.phase = Phase::Stopping(Then::Anew(generation, Box::new(plan))),
+        }
+    }
+
+    fn launch(&mut self, id: WorkloadId, generation: Generation, plan: SandboxPlan) {
+        let incarnation = plan.incarnation;
+        let attach = Some(plan.attach.clone());
+        let outcome = self.try_launch(&id, &plan);
+        let (phase, last) = match &outcome {
+            Ok(()) => (Phase::Running, None),
+            Err(error) => {
+                let event = SandboxEvent::Failed { why: chain(error) };
+                self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
+                (Phase::Ended, Some(event))
+            }
+        };
+        self.workloads.insert(id.clone(), Workload { incarnation, attach, phase, last });
+        self.observed(CellId::Workload(id), generation, outcome);
+    }
+
+    fn try_launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) -> Result<(), CellError> {
+        let inside = Netns::borrowed(format!("of {id}"), self.sandboxes.prepare(plan.uid_base)?);
+        self.hands.wire(id, &plan.attach, inside)?;
+        Ok(self.sandboxes.launch(id, plan)?)
+    }
+
+    fn remove_workload(&mut self, id: WorkloadId, generation: Generation) {
+        let cell = CellId::Workload(id.clone());
+        let Some(workload) = self.workloads.get_mut(&id) else {
+            return self.observed(cell, generation, Ok(()));
+        };
+        match workload.phase {
+            Phase::Ended => {
+                self.workloads.remove(&id);
+                self.observed(cell, generation, Ok(()));
+            }
+            Phase::Running => {
+                workload.phase = Phase::Stopping(Then::Gone(generation));
+                let stopped = self.sandboxes.stop(&id, limits::RUN_STOP_GRACE).map_err(CellError::from);
+                self.complain(cell, stopped);
+            }
+            Phase::Stopping(_) => workload.phase = Phase::Stopping(Then::Gone(generation)),
+        }
+    }
+
+    fn workload_event(&mut self, event: sandbox::Event) {
+        let sandbox::Event { workload: id, incarnation, event } = event;
+        self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
+        let Some(workload) = self.workloads.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
+        workload.last = Some(event.clone());
+        match event {
+            SandboxEvent::Started { .. } => {}
+            SandboxEvent::Failed { .. } | SandboxEvent::Exited { .. } => self.ended(id),
+        }
+    }
+
+    fn ended(&mut self, id: WorkloadId) {
+        let Some(workload) = self.workloads.get_mut(&id) else { return };
+        let phase = std::mem::replace(&mut workload.phase, Phase::Ended);
+        let realm = workload.attach.as_ref().map(realm_of);
+        let unwired = realm.map_or(Ok(()), |realm| self.hands.unwire(&id, realm)).map_err(CellError::from);
+        let cell = CellId::Workload(id.clone());
+        match phase {
+            Phase::Running | Phase::Ended => self.complain(cell, unwired),
+            Phase::Stopping(Then::Gone(generation)) => {
+                self.workloads.remove(&id);
+                self.observed(cell, generation, unwired);
+            }
+            Phase::Stopping(Then::Anew(generation, plan)) => self.launch(id, generation, *plan),
+        }
+    }
+}
+
+fn realm_of(attach: &Attach) -> Realm {
+    match attach {
+        Attach::Vpc { network, .. } => Realm::Vpc(*network),
+        Attach::Fabric(_) => Realm::Fabric,
+    }
+}
+
+/// Listens at the path, in the place of whoever listened there before.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => UnixListener::bind(path),
+    }
+}
+
+/// Takes connections of control; each has a thread that reads it to its end.
+fn accept(listener: &UnixListener, tell: &SyncSender<Heard>) {
+    let mut connection = 0;
+    for stream in listener.incoming() {
+        // Out of descriptors: the next one may fit.
+        let Ok((reader, writer)) = stream.and_then(|s| Ok((s.try_clone()?, s))) else {
+            thread::sleep(Duration::from_millis(100));
+            continue;
+        };
+        connection += 1;
+        if tell.send(Heard::Connected(writer)).is_err() {
+            return;
+        }
+        let tell = tell.clone();
+        thread::spawn(move || {
+            let mut receiver = ipc::Receiver::new(reader);
+            while let Ok(Some((frame, _))) = receiver.recv::<ToHost>() {
+                if tell.send(Heard::Frame(connection, Box::new(frame))).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+fn forward<T: Send + 'static>(from: Receiver<T>, tell: SyncSender<Heard>, wrap: fn(T) -> Heard) {
+    thread::spawn(move || {
+        while let Ok(item) = from.recv() {
+            if tell.send(wrap(item)).is_err() {
+                return;
+            }
+        }
+    });
+}

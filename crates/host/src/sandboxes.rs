@@ -1,0 +1,99 @@
+//! What the agent asks of whatever runs workloads, so that it can be tested without running any. The real one is
+//! [`Launched`], over the `sandbox` crate.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::OwnedFd,
+    sync::mpsc,
+    time::Duration,
+};
+
+use model::{id::WorkloadId, planned::host::SandboxPlan};
+use sandbox::{Launcher, Parked, Running};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    #[error("cannot keep a workload's network namespace open")]
+    Namespace { source: io::Error },
+    #[error("no sandbox was prepared for uids from {uid_base}")]
+    Unprepared { uid_base: u32 },
+}
+
+/// Starts in two steps: [`Sandboxes::prepare`] gives the network namespace, born together with the sandbox's user
+/// namespace, for us to wire; [`Sandboxes::launch`] runs the workload in it. Ends come as events.
+pub trait Sandboxes {
+    fn prepare(&mut self, uid_base: u32) -> Result<OwnedFd, SandboxError>;
+    fn launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) -> Result<(), SandboxError>;
+    /// Keeps a prepared sandbox for each of these and no others.
+    fn keep_parked(&mut self, uid_bases: &BTreeSet<u32>) -> Result<(), SandboxError>;
+    /// What runs already, with its incarnation.
+    fn adopt(&mut self) -> Result<Vec<(WorkloadId, u32)>, SandboxError>;
+    /// SIGTERM now, SIGKILL after `grace`; nothing happens when it is gone.
+    fn stop(&mut self, id: &WorkloadId, grace: Duration) -> Result<(), SandboxError>;
+    /// What this machine can enforce.
+    fn facts(&self) -> Vec<(String, String)>;
+}
+
+/// Sandboxes with a shim each.
+pub struct Launched {
+    launcher: Launcher,
+    parked: BTreeMap<u32, Parked>,
+    running: BTreeMap<WorkloadId, Running>,
+}
+
+impl Launched {
+    pub fn new(config: sandbox::Config, events: mpsc::Sender<sandbox::Event>) -> Result<Launched, SandboxError> {
+        let launcher = Launcher::new(config, events)?;
+        launcher.sweep()?;
+        Ok(Launched { launcher, parked: BTreeMap::new(), running: BTreeMap::new() })
+    }
+}
+
+impl Sandboxes for Launched {
+    fn prepare(&mut self, uid_base: u32) -> Result<OwnedFd, SandboxError> {
+        if !self.parked.contains_key(&uid_base) {
+            self.parked.insert(uid_base, self.launcher.park(uid_base)?);
+        }
+        let parked = &self.parked[&uid_base];
+        parked.netns().try_clone_to_owned().map_err(|source| SandboxError::Namespace { source })
+    }
+
+    fn launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) -> Result<(), SandboxError> {
+        let uid_base = plan.uid_base;
+        let parked = self.parked.remove(&uid_base).ok_or(SandboxError::Unprepared { uid_base })?;
+        self.running.insert(id.clone(), parked.launch(id, plan)?);
+        Ok(())
+    }
+
+    fn keep_parked(&mut self, uid_bases: &BTreeSet<u32>) -> Result<(), SandboxError> {
+        self.parked.retain(|uid_base, _| uid_bases.contains(uid_base));
+        let used: BTreeSet<u32> = self.running.values().map(Running::uid_base).collect();
+        for uid_base in uid_bases.difference(&used) {
+            if !self.parked.contains_key(uid_base) {
+                self.parked.insert(*uid_base, self.launcher.park(*uid_base)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self) -> Result<Vec<(WorkloadId, u32)>, SandboxError> {
+        let running = self.launcher.adopt()?;
+        let ids = running.iter().map(|r| (r.id().clone(), r.incarnation())).collect();
+        self.running.extend(running.into_iter().map(|r| (r.id().clone(), r)));
+        Ok(ids)
+    }
+
+    fn stop(&mut self, id: &WorkloadId, grace: Duration) -> Result<(), SandboxError> {
+        match self.running.remove(id) {
+            Some(running) => Ok(running.stop(grace)?),
+            None => Ok(()),
+        }
+    }
+
+    fn facts(&self) -> Vec<(String, String)> {
+        self.launcher.facts()
+    }
+}

@@ -1,0 +1,77 @@
+//! Short ways to write the plans that tests are about.
+
+use std::net::SocketAddrV4;
+
+use model::{
+    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
+    planned::host::{ConsumerEndpoint, FirewallRule, Match, PublishedEndpoint, Vip, VpcPlan},
+    vpc::{Action, Direction, PortRange},
+};
+
+use crate::scene::MTU;
+
+/// A VPC with these VMs (name, address), in which everyone may speak to everyone.
+pub fn vpc(vms: &[(&str, &str)]) -> VpcPlan {
+    VpcPlan {
+        mtu: MTU,
+        ports: vms.iter().map(|(name, address)| (WorkloadId((*name).to_owned()), parse(address))).collect(),
+        firewall: vec![rule("allow-all", Direction::Ingress, Action::Allow)],
+        flow_interval_s: 5,
+        psc_idle_s: 1_200,
+        ..VpcPlan::default()
+    }
+}
+
+/// A rule about everybody and everything; narrow it by setting fields.
+pub fn rule(name: &str, direction: Direction, action: Action) -> FirewallRule {
+    FirewallRule {
+        name: name.to_owned(),
+        direction,
+        action,
+        targets: Match::Any,
+        peers: Match::Any,
+        destinations: Match::Any,
+        protocols: Vec::new(),
+    }
+}
+
+pub fn hosts(blocks: &[&str]) -> Match {
+    Match::In(blocks.iter().map(|b| parse(b)).collect())
+}
+
+pub fn with_endpoint(mut plan: VpcPlan, address: &str, producer: Option<u64>) -> VpcPlan {
+    let endpoint = ConsumerEndpoint { address: parse(address), producer: producer.map(NetworkId) };
+    plan.endpoints.insert(EndpointId(1), endpoint);
+    plan
+}
+
+pub fn with_vip(mut plan: VpcPlan, at: &str) -> VpcPlan {
+    let at: SocketAddrV4 = parse(at);
+    plan.vips.insert(ListenerId(1), Vip { address: *at.ip(), ports: one(at.port()) });
+    plan
+}
+
+pub fn with_published(plan: VpcPlan, vip: &str, endpoints: &[(u64, PublishedEndpoint)]) -> VpcPlan {
+    let mut plan = with_vip(plan, vip);
+    plan.published = endpoints.iter().map(|(id, endpoint)| (EndpointId(*id), endpoint.clone())).collect();
+    plan
+}
+
+pub fn published(consumer: u64, address: &str, nat: &str, vip: &str) -> PublishedEndpoint {
+    let vip: SocketAddrV4 = parse(vip);
+    PublishedEndpoint {
+        consumer: NetworkId(consumer),
+        address: parse(address),
+        nat: parse(nat),
+        vip: *vip.ip(),
+        ports: one(vip.port()),
+    }
+}
+
+fn one(port: u16) -> PortRange {
+    PortRange { first: port, last: port }
+}
+
+fn parse<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().ok().expect("tests write valid addresses")
+}
