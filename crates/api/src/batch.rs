@@ -97,7 +97,7 @@ fn split<'a>(body: &'a [u8], boundary: &str) -> Option<Vec<&'a [u8]>> {
     None
 }
 
-/// Splits headers from what follows the blank line.
+/// Splits headers from what follows the blank line; without one, nothing follows.
 fn headers(text: &[u8]) -> Option<(HeaderMap, &[u8])> {
     let mut map = HeaderMap::new();
     let mut at = 0;
@@ -128,12 +128,7 @@ fn inner_call(inner: &[u8], outer: &Call) -> Option<Result<Call, Fault>> {
     let mut words = std::str::from_utf8(&inner[..end]).ok()?.split_whitespace();
     let method = Method::from_bytes(words.next()?.as_bytes()).ok()?;
     let uri: Uri = words.next()?.parse().ok()?;
-    // A request without a body may end right after its last header.
-    let mut rest = inner.get(end + 1..).unwrap_or_default().to_vec();
-    rest.extend_from_slice(b"\n\n");
-    let (map, _) = headers(&rest)?;
-    let body_start = rest.len() - headers(&rest)?.1.len();
-    let body = rest[body_start..].trim_ascii();
+    let (map, body) = headers(inner.get(end + 1..).unwrap_or_default())?;
     if by_path(uri.path()) != Some(outer.host.service) {
         return Some(Err(error::unknown_method()));
     }
@@ -141,7 +136,7 @@ fn inner_call(inner: &[u8], outer: &Call) -> Option<Result<Call, Fault>> {
         host: ApiHost { service: outer.host.service, region: outer.host.region.clone() },
         method,
         headers: CallHeaders::read(&map).or(&outer.headers),
-        body: Bytes::copy_from_slice(body),
+        body: Bytes::copy_from_slice(body.trim_ascii()),
         peer: outer.peer,
         now: outer.now,
     };

@@ -234,8 +234,8 @@ pub enum Family {
     Dns,
 }
 
-/// 403. `resource` is written as the family writes it: `projects/p/global/networks/n` for Compute,
-/// `namespaces/p/services/s` for Run v1, `//orgpolicy.googleapis.com/…` for policies.
+/// 403. `resource` is written as the family writes it, for instance `projects/p/global/networks/n` for Compute and
+/// `namespaces/p/services/s` for Run v1.
 ///
 /// A caller without the permission gets this whether or not the resource exists.
 pub fn denied(family: Family, permission: &str, resource: &str) -> Fault {

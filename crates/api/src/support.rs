@@ -132,7 +132,7 @@ impl Sorter {
                     }
                 }
                 Some(Row::Only(..)) | None => {
-                    if !is_default(&value) {
+                    if !is_default(&value) && !self.refused.contains(&path) {
                         self.refused.push(path);
                     }
                 }

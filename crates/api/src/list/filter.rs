@@ -154,26 +154,8 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
     }
     let mut out = Vec::new();
     let mut rest = text.trim_start();
-    while let Some(first) = rest.chars().next() {
-        let symbol = SYMBOLS.into_iter().find(|symbol| rest.starts_with(symbol));
-        // A value of the regular-expression language is one bare word, whatever is in it.
-        let after_regex_operator =
-            matches!(out.last(), Some(Token::Word(word)) if word == "eq" || word == "ne") && out.len() > 1;
-        let (token, end) = if first == '"' || first == '\'' {
-            quoted(rest, first)?
-        } else if after_regex_operator {
-            bare(rest, |c| c.is_whitespace() || c == ')')
-        } else if let Some(symbol) = symbol.filter(|_| {
-            !matches!(out.last(), Some(Token::Symbol(s)) if *s != "(" && *s != ")" && *s != "-")
-                || first == '('
-                || first == ')'
-        }) {
-            (Token::Symbol(symbol), symbol.len())
-        } else if matches!(out.last(), Some(Token::Symbol("=" | "!=" | "<" | ">" | "<=" | ">=" | ":"))) {
-            bare(rest, |c| c.is_whitespace() || c == '(' || c == ')')
-        } else {
-            bare(rest, |c| c.is_whitespace() || "=!<>:()\"'".contains(c))
-        };
+    while !rest.is_empty() {
+        let (token, end) = token(rest, out.last())?;
         if end == 0 {
             return None;
         }
@@ -183,7 +165,39 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
     Some(out)
 }
 
-fn bare(rest: &str, stops: impl Fn(char) -> bool) -> (Token, usize) {
+/// The token at the start of `rest`, and its length. A value may hold characters that are operators elsewhere, so what
+/// a word ends at depends on the token before it.
+fn token(rest: &str, last: Option<&Token>) -> Option<(Token, usize)> {
+    if let Some(quote @ ('"' | '\'')) = rest.chars().next() {
+        return quoted(rest, quote);
+    }
+    let space_or_paren = |c: char| c.is_whitespace() || c == '(' || c == ')';
+    match last {
+        // A regular expression goes up to a space, or to the parenthesis that closes a group around it.
+        Some(Token::Word(word)) if word == "eq" || word == "ne" => {
+            let mut depth = 0_usize;
+            Some(bare(rest, |c| {
+                let closes = c == ')' && depth == 0;
+                match c {
+                    '(' => depth += 1,
+                    ')' => depth = depth.saturating_sub(1),
+                    _ => {}
+                }
+                closes || c.is_whitespace()
+            }))
+        }
+        Some(Token::Symbol(symbol)) if !matches!(*symbol, "(" | ")" | "-") => match rest.chars().next() {
+            Some('(' | ')') => None,
+            _ => Some(bare(rest, space_or_paren)),
+        },
+        _ => match SYMBOLS.into_iter().find(|symbol| rest.starts_with(symbol)) {
+            Some(symbol) => Some((Token::Symbol(symbol), symbol.len())),
+            None => Some(bare(rest, |c| space_or_paren(c) || "=!<>:\"'".contains(c))),
+        },
+    }
+}
+
+fn bare(rest: &str, stops: impl FnMut(char) -> bool) -> (Token, usize) {
     let end = rest.find(stops).unwrap_or(rest.len());
     (Token::Word(rest[..end].to_owned()), end)
 }
@@ -363,6 +377,7 @@ mod tests {
             (r#"name eq ".*\btest\-vm\b.*""#, true),
             ("name eq test-.*", true),
             ("name eq test", false),
+            ("(name eq (test|web)-.*) (status ne (STOPPED|STOPPING))", true),
             ("name ne test", true),
             ("name ne 'test-vm'", false),
             ("(name eq test-.*) (status eq RUNNING)", true),
