@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use model::time::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 /// An instant in UTC, in nanoseconds since 1970. Entries are finer than the rest of the cloud.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -239,55 +239,106 @@ pub struct Entry {
     pub operation: Option<Operation>,
 }
 
-/// Puts a field where it has a value.
-struct Fields(Map<String, Value>);
+/// Writes an object, field by field, where a field has a value. Straight to text: every request of the cloud passes
+/// here once.
+struct Object(String);
 
-impl Fields {
+impl Object {
+    fn new() -> Object {
+        Object("{".to_owned())
+    }
+
+    fn key(&mut self, key: &str) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        // Keys of ours need no escapes; a label's key goes through `quote`.
+        self.0.push('"');
+        self.0.push_str(key);
+        self.0.push_str("\":");
+    }
+
+    fn raw(&mut self, key: &str, json: &str) {
+        self.key(key);
+        self.0.push_str(json);
+    }
+
     fn text(&mut self, key: &str, value: &str) {
         if !value.is_empty() {
-            self.0.insert(key.to_owned(), value.into());
+            self.key(key);
+            quote(value, &mut self.0);
         }
     }
 
     fn int64(&mut self, key: &str, value: u64) {
         if value != 0 {
-            self.0.insert(key.to_owned(), value.to_string().into());
+            self.text(key, &value.to_string());
         }
     }
 
     fn flag(&mut self, key: &str, value: bool) {
         if value {
-            self.0.insert(key.to_owned(), true.into());
+            self.raw(key, "true");
         }
     }
 
     fn texts(&mut self, key: &str, values: &BTreeMap<String, String>) {
-        if !values.is_empty() {
-            self.0.insert(key.to_owned(), json!(values));
+        if values.is_empty() {
+            return;
         }
+        self.key(key);
+        let mut before = '{';
+        for (name, value) in values {
+            self.0.push(before);
+            quote(name, &mut self.0);
+            self.0.push(':');
+            quote(value, &mut self.0);
+            before = ',';
+        }
+        self.0.push('}');
+    }
+
+    fn end(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+}
+
+/// A JSON string.
+fn quote(text: &str, out: &mut String) {
+    let plain = text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\');
+    if plain {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&Value::from(text).to_string());
     }
 }
 
 impl Entry {
     /// The entry as `entries.list` shows it.
     pub fn to_json(&self) -> Value {
-        let mut out = Fields(Map::new());
+        serde_json::from_str(&self.to_text()).expect("an object is closed and its strings are escaped")
+    }
+
+    /// [`Entry::to_json`] as text, without blanks.
+    pub fn to_text(&self) -> String {
+        let mut out = Object::new();
         out.text("insertId", &self.insert_id);
         if let Some(http) = &self.http_request {
-            out.0.insert("httpRequest".to_owned(), http.to_json());
+            out.raw("httpRequest", &http.to_text());
         }
         match &self.payload {
             Some(Payload::Text(text)) => out.text("textPayload", text),
-            Some(Payload::Json(fields)) => drop(out.0.insert("jsonPayload".to_owned(), Value::Object(fields.clone()))),
-            Some(Payload::Proto(fields)) => {
-                drop(out.0.insert("protoPayload".to_owned(), Value::Object(fields.clone())))
-            }
+            Some(Payload::Json(fields)) => out.raw("jsonPayload", &text_of(fields)),
+            Some(Payload::Proto(fields)) => out.raw("protoPayload", &text_of(fields)),
             None => {}
         }
-        let mut resource = Fields(Map::new());
+        let mut resource = Object::new();
         resource.text("type", &self.resource.kind);
         resource.texts("labels", &self.resource.labels);
-        out.0.insert("resource".to_owned(), Value::Object(resource.0));
+        out.raw("resource", &resource.end());
         out.text("timestamp", &self.timestamp.to_string());
         if self.severity != Severity::Default {
             out.text("severity", self.severity.as_str());
@@ -295,24 +346,28 @@ impl Entry {
         out.texts("labels", &self.labels);
         out.text("logName", &self.log_name.to_string());
         if let Some(operation) = &self.operation {
-            out.0.insert("operation".to_owned(), operation.to_json());
+            out.raw("operation", &operation.to_text());
         }
         out.text("trace", &self.trace);
         out.text("spanId", &self.span_id);
         out.flag("traceSampled", self.trace_sampled);
         out.text("receiveTimestamp", &self.received.to_string());
-        Value::Object(out.0)
+        out.end()
     }
 }
 
+fn text_of(fields: &Map<String, Value>) -> String {
+    serde_json::to_string(fields).expect("keys are strings and nothing is written but memory")
+}
+
 impl HttpRequest {
-    fn to_json(&self) -> Value {
-        let mut out = Fields(Map::new());
+    fn to_text(&self) -> String {
+        let mut out = Object::new();
         out.text("requestMethod", &self.method);
         out.text("requestUrl", &self.url);
         out.int64("requestSize", self.request_bytes);
         if self.status != 0 {
-            out.0.insert("status".to_owned(), self.status.into());
+            out.raw("status", &self.status.to_string());
         }
         out.int64("responseSize", self.response_bytes);
         out.text("userAgent", &self.user_agent);
@@ -323,18 +378,18 @@ impl HttpRequest {
             out.text("latency", &duration_text(ns));
         }
         out.text("protocol", &self.protocol);
-        Value::Object(out.0)
+        out.end()
     }
 }
 
 impl Operation {
-    fn to_json(&self) -> Value {
-        let mut out = Fields(Map::new());
+    fn to_text(&self) -> String {
+        let mut out = Object::new();
         out.text("id", &self.id);
         out.text("producer", &self.producer);
         out.flag("first", self.first);
         out.flag("last", self.last);
-        Value::Object(out.0)
+        out.end()
     }
 }
 
@@ -370,6 +425,17 @@ mod tests {
             [(12_000_000, "0.012s"), (2_602_287_838, "2.602287838s"), (3_000_000_000, "3s"), (1_500, "0.000001500s")];
         for (ns, text) in cases {
             assert_eq!(duration_text(ns), text);
+        }
+    }
+
+    #[test]
+    fn any_text_survives_being_quoted() {
+        for text in
+            ["", "plain", "a \"quote\"", "back\\slash", "line\nfeed\t\u{1}", "Wörld \u{2028} \u{1f600}", "\u{7f}"]
+        {
+            let mut out = String::new();
+            quote(text, &mut out);
+            assert_eq!(serde_json::from_str::<String>(&out).expect("JSON"), text);
         }
     }
 

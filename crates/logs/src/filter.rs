@@ -104,6 +104,23 @@ impl Expr {
         }
     }
 
+    /// Whether an entry of this ASCII text could match. True if in doubt.
+    fn may_match(&self, json: &str) -> bool {
+        match self {
+            Expr::All(terms) => terms.iter().all(|term| term.may_match(json)),
+            Expr::Any(terms) => terms.iter().any(|term| term.may_match(json)),
+            Expr::Field { field, test } => needle(field, test).is_none_or(|needle| contains(json, &needle)),
+            Expr::Anywhere(text) if is_plain(text) => contains(json, text),
+            Expr::Not(_)
+            | Expr::Anywhere(_)
+            | Expr::LogId(_)
+            | Expr::Source(_)
+            | Expr::Sample { .. }
+            | Expr::InNet { .. }
+            | Expr::Search { .. } => true,
+        }
+    }
+
     /// Narrows `within` to the timestamps that can match.
     fn narrow(&self, within: &mut (i64, i64)) {
         match self {
@@ -138,6 +155,16 @@ impl Filter {
         self.root.as_ref().is_none_or(|root| root.matches(entry))
     }
 
+    /// The entry with this JSON (as [`crate::Entry::to_text`] writes it), if it is wanted. Most that are not are told
+    /// by their text, without parsing it.
+    pub fn select(&self, json: &str) -> Option<Value> {
+        let hopeless = self.root.as_ref().is_some_and(|root| json.is_ascii() && !root.may_match(json));
+        if hopeless {
+            return None;
+        }
+        serde_json::from_str(json).ok().filter(|entry| self.matches(entry))
+    }
+
     /// No entry outside of these timestamps can match. Empty if start > end.
     pub fn time_range(&self) -> RangeInclusive<LogTime> {
         let mut within = (i64::MIN, i64::MAX);
@@ -146,6 +173,35 @@ impl Filter {
         }
         LogTime(within.0)..=LogTime(within.1)
     }
+}
+
+/// What the text of every matching entry contains, in small letters.
+fn needle(field: &Field, test: &Test) -> Option<String> {
+    let key = field.last_key();
+    match test {
+        // The default is not written.
+        Test::Text(Rel::Eq, text) if is_plain(text) && !text.is_empty() && is_plain(key) => {
+            Some(format!("\"{}\":\"{text}\"", key.to_ascii_lowercase()))
+        }
+        Test::Text(Rel::Has, text) if is_plain(text) => Some(text.clone()),
+        Test::Dynamic(Rel::Eq | Rel::Has, literal) => literal.word().filter(|text| is_plain(text)).map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// Written in JSON as it stands.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|b| (b' '..0x7f).contains(&b) && b != b'"' && b != b'\\')
+}
+
+/// Whether `needle`, in small letters, occurs in any case.
+fn contains(json: &str, needle: &str) -> bool {
+    let (text, needle) = (json.as_bytes(), needle.as_bytes());
+    let Some((first, rest)) = needle.split_first() else { return true };
+    text.len() >= needle.len()
+        && text[..=text.len() - needle.len()].iter().enumerate().any(|(at, byte)| {
+            byte.to_ascii_lowercase() == *first && text[at + 1..at + needle.len()].eq_ignore_ascii_case(rest)
+        })
 }
 
 fn log_name(entry: &Value) -> Option<LogName> {

@@ -135,7 +135,7 @@ impl Journal {
         let mut bytes = Vec::new();
         let mut extent = Extent::empty(0);
         for entry in entries {
-            let json = entry.to_json().to_string();
+            let json = entry.to_text();
             let (timestamp, before) = (entry.timestamp.0, bytes.len());
             segment::encode(Record { timestamp, parent: &entry.log_name.parent, json: &json }, &mut bytes);
             let grown = u64::try_from(bytes.len() - before).unwrap_or(u64::MAX);

@@ -91,6 +91,7 @@ fn check(entry: &Value, cases: &[(&str, bool, &str)]) {
     for (text, want, why) in cases {
         let filter = Filter::parse(text).unwrap_or_else(|error| panic!("{text}\n{error}\nexpected to parse: {why}"));
         assert_eq!(filter.matches(entry), *want, "{text}\n{why}");
+        assert_eq!(filter.select(&entry.to_string()).is_some(), *want, "{text}\n{why}\nas text");
     }
 }
 
@@ -647,7 +648,9 @@ proptest! {
         "NOT", ",", "log_id", "search", "\\", "\\u", "[", "]", "é", "NULL_VALUE", "5", "3s",
     ]), 0..24)) {
         if let Ok(filter) = Filter::parse(&tokens.concat()) {
-            filter.matches(&request());
+            for entry in [request(), flow(), json_line(), audit(), text_line()] {
+                prop_assert_eq!(filter.select(&entry.to_string()).is_some(), filter.matches(&entry));
+            }
             filter.time_range();
         }
     }

@@ -287,6 +287,7 @@ fn decode(key: &str, stored: &[u8]) -> Result<Entry, StoreError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use std::sync::Mutex;
 

@@ -162,6 +162,13 @@ impl Field {
         matches!(self.steps.as_slice(), [Step::Exact(name)] if name == "timestamp")
     }
 
+    pub(super) fn last_key(&self) -> &str {
+        match self.steps.last() {
+            Some(Step::Exact(key) | Step::Relaxed(key)) => key,
+            None => "",
+        }
+    }
+
     /// Whether `test` holds for any value at this place (lists are searched through); `None` if there is none at all.
     pub(super) fn any<'a>(&self, entry: &'a Value, test: &mut dyn FnMut(&'a Value) -> bool) -> Option<bool> {
         walk(entry, &self.steps, test)

@@ -55,6 +55,11 @@ pub(super) struct Literal {
 }
 
 impl Literal {
+    /// The folded text, if it is nothing but a text: numbers and flags may be written otherwise.
+    pub(super) fn word(&self) -> Option<&str> {
+        (self.number.is_none() && self.boolean.is_none()).then_some(&self.folded)
+    }
+
     pub(super) fn new(text: &str) -> Literal {
         let folded = fold(text);
         let boolean = match folded.as_str() {

@@ -195,15 +195,14 @@ impl<'a> Search<'a> {
     }
 
     fn consider(&mut self, record: Record<'_>) {
-        // A record's checksum was right, so this is the JSON we wrote.
-        let Ok(entry) = serde_json::from_str::<Value>(record.json) else { return };
+        let Some(entry) = self.query.filter.select(record.json) else { return };
         let insert_id = entry.get("insertId").and_then(Value::as_str).unwrap_or_default().to_owned();
         let place = Place { timestamp: record.timestamp, insert_id, parent: record.parent.to_owned() };
         let was_shown = self.after.as_ref().is_some_and(|last| match self.query.order {
             Order::Asc => place <= *last,
             Order::Desc => place >= *last,
         });
-        if was_shown || !self.query.filter.matches(&entry) {
+        if was_shown {
             return;
         }
         self.best.entry(place).or_insert(entry);
