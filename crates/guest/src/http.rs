@@ -46,7 +46,7 @@ async fn respond(guest: &Guest, seat: Seat, request: Request<Incoming>) -> Respo
     let flavor = Flavor::of(identity.as_deref());
     let answer = match (metadata::consider(&head, identity.as_deref()), workload) {
         (Step::Answer(answer), _) => answer,
-        (Step::Hang(hang), Some(workload)) => wait(&workload, hang).await,
+        (Step::Hang(hang), Some(workload)) => wait(workload, hang).await,
         (Step::Mint(want), Some(workload)) => token(guest, seat, &workload, want, &head).await,
         // Nobody sits there, so nothing was found to wait for.
         (Step::Hang(_) | Step::Mint(_), None) => Answer::unavailable(),
@@ -55,9 +55,11 @@ async fn respond(guest: &Guest, seat: Seat, request: Request<Incoming>) -> Respo
 }
 
 /// Answers when the value changes, when its time is up, or when too many wait already.
-async fn wait(workload: &Workload, hang: Hang) -> Answer {
+async fn wait(workload: Arc<Workload>, hang: Hang) -> Answer {
     let Ok(_place) = workload.waiters.clone().try_acquire_owned() else { return Answer::unavailable() };
     let mut identities = workload.identity.subscribe();
+    // Whoever holds on to the workload would never see it leave.
+    drop(workload);
     let until = Instant::now() + hang.at_most;
     loop {
         let now = hang.look(&identities.borrow_and_update());
