@@ -181,7 +181,8 @@ fn needle(field: &Field, test: &Test) -> Option<String> {
     match test {
         // The default is not written.
         Test::Text(Rel::Eq, text) if is_plain(text) && !text.is_empty() && is_plain(key) => {
-            Some(format!("\"{}\":\"{text}\"", key.to_ascii_lowercase()))
+            // Without the quote before the key: a search for a quote stops at every one.
+            Some(format!("{}\":\"{text}\"", key.to_ascii_lowercase()))
         }
         Test::Text(Rel::Has, text) if is_plain(text) => Some(text.clone()),
         Test::Dynamic(Rel::Eq | Rel::Has, literal) => literal.word().filter(|text| is_plain(text)).map(str::to_owned),
