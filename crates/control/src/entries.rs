@@ -1,11 +1,15 @@
-//! Records of what happened, with the names that the world knows for them: entries of the logs.
+//! What the data plane recorded, with the names that the world gives to it, as entries of Cloud Logging.
+//!
+//! The shapes are `logs`' business; this file finds out who an address was.
+
+use std::net::Ipv4Addr;
 
 use logs::{
     Entry,
     records::{self, FlowNames, PscNames, Reporter, RunNames, VmNames, VpcNames},
 };
 use model::{
-    id::NetworkId,
+    id::WorkloadId,
     lb,
     name::{Link, Scope},
     record::{FlowGap, FlowRecord, RequestRecord},
@@ -19,78 +23,88 @@ use crate::{
     world::{Holder, World},
 };
 
-/// A request's entry in the log of its service's project.
+/// The request log's entry.
 pub fn request(world: &World, record: &RequestRecord) -> Entry {
-    let instance_id = record.instance.as_ref().and_then(|id| match &world.seats.get(id)?.holder {
-        Holder::Container { instance_id, .. } => Some(instance_id.clone()),
-        Holder::Vm(_) => None,
-    });
-    let revision = record.revision.as_ref().and_then(|key| world.revisions.get(key));
-    let names = RunNames { user_labels: revision.map(|r| r.template.labels.clone()).unwrap_or_default(), instance_id };
+    let labels = record.revision.as_ref().and_then(|key| world.revisions.get(key)).map(|r| &r.template.labels);
+    // Source: Cloud Run, user labels are copied; the client's own bookkeeping is not one.
+    let user = labels.into_iter().flatten().filter(|(k, _)| !k.starts_with("client.knative.dev/"));
+    let names = RunNames {
+        user_labels: user.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        instance_id: record.instance.as_ref().and_then(|id| instance_id(world, id)),
+    };
     records::request_entry(record, &names, random::number())
 }
 
-/// The entries of one direction of a flow: one from each end that is a VM in a subnet whose logs are on.
+fn instance_id(world: &World, workload: &WorkloadId) -> Option<String> {
+    match &world.seats.get(workload)?.holder {
+        Holder::Container { instance_id, .. } => Some(instance_id.clone()),
+        Holder::Vm(_) => None,
+    }
+}
+
+/// The flow log's entries of one record: one for each end that is a VM in a subnet that keeps a flow log.
 pub fn flow(world: &World, record: &FlowRecord, now: Timestamp) -> Vec<Entry> {
-    let Some(network) = network(world, record.network) else { return Vec::new() };
-    let src = vm_at(world, &network.link, record.src);
-    let dst = vm_at(world, &network.link, record.dst);
+    let Some(network) = world.all::<vpc::Network>().find(|n| n.id.0 == record.network.0) else { return Vec::new() };
+    let (src, dst) = (vm_at(world, &network.link, record.src), vm_at(world, &network.link, record.dst));
     let ends = [(Reporter::Src, src, dst, record.dst), (Reporter::Dest, dst, src, record.src)];
-    let entries = ends.into_iter().filter_map(|(reporter, near, far, far_address)| {
+    let entry = |(reporter, near, far, peer): (Reporter, Option<&Record<vm::Instance>>, Option<&Record<vm::Instance>>, Ipv4Addr)| {
         let near = near?;
         let subnet = world.get::<vpc::Subnetwork>(&near.spec.subnetwork)?;
-        let settings = subnet.spec.flow_logs.as_ref().filter(|f| records::is_sampled(record, f))?;
+        let settings = subnet.spec.flow_logs.as_ref().filter(|settings| records::is_sampled(record, settings))?;
         let names = FlowNames {
             reporter,
-            near: vm_names(world, near)?,
+            near: vm_names(near)?,
             subnetwork_id: subnet.id.0,
-            far: far.and_then(|vm| vm_names(world, vm)),
-            psc: endpoint_at(world, &network.link, far_address),
+            far: far.and_then(vm_names),
+            psc: psc_at(world, &network.link, peer),
             metadata: settings.metadata,
         };
         Some(records::flow_entry(record, &names, now, random::number()))
-    });
-    entries.collect()
+    };
+    ends.into_iter().filter_map(entry).collect()
 }
 
-/// Flows that were not counted: said in the log of every project whose network is concerned.
-pub fn gap(world: &World, gap: &FlowGap, now: Timestamp) -> Vec<Entry> {
-    let concerned = world.all::<vpc::Network>().filter(|n| gap.network.is_none_or(|id| id.0 == n.id.0));
-    let mut projects: Vec<_> = concerned.map(|n| n.link.project.clone()).collect();
-    projects.dedup();
-    projects.iter().map(|project| records::gap_entry(gap, project, now, random::number())).collect()
-}
-
-fn network(world: &World, id: NetworkId) -> Option<&Record<vpc::Network>> {
-    world.all::<vpc::Network>().find(|n| n.id.0 == id.0)
-}
-
-fn vm_at<'w>(world: &'w World, network: &Link, address: std::net::Ipv4Addr) -> Option<&'w Record<vm::Instance>> {
+fn vm_at<'w>(world: &'w World, network: &Link, address: Ipv4Addr) -> Option<&'w Record<vm::Instance>> {
     world.referrers(network).filter_map(|link| world.get::<vm::Instance>(link)).find(|vm| vm.spec.address == address)
 }
 
-fn vm_names(world: &World, vm: &Record<vm::Instance>) -> Option<VmNames> {
+fn vm_names(vm: &Record<vm::Instance>) -> Option<VmNames> {
     let Scope::Zone(zone) = &vm.link.scope else { return None };
-    let vpc = vpc_names(world, &vm.spec.network, &vm.spec.subnetwork)?;
-    Some(VmNames { project: vm.link.project.clone(), zone: zone.clone(), vm: vm.link.name.clone(), vpc })
+    Some(VmNames {
+        project: vm.link.project.clone(),
+        zone: zone.clone(),
+        vm: vm.link.name.clone(),
+        vpc: vpc_names(&vm.spec.network, &vm.spec.subnetwork)?,
+    })
 }
 
-fn vpc_names(world: &World, network: &Link, subnetwork: &Link) -> Option<VpcNames> {
-    let subnet = world.get::<vpc::Subnetwork>(subnetwork)?;
+fn vpc_names(network: &Link, subnet: &Link) -> Option<VpcNames> {
+    let Scope::Region(region) = &subnet.scope else { return None };
     Some(VpcNames {
         project: network.project.clone(),
         network: network.name.clone(),
-        subnetwork: subnet.link.name.clone(),
-        region: subnet.link.scope.region()?,
+        subnetwork: subnet.name.clone(),
+        region: region.clone(),
     })
 }
 
-fn endpoint_at(world: &World, network: &Link, address: std::net::Ipv4Addr) -> Option<PscNames> {
-    let rules = world.referrers(network).filter_map(|link| world.get::<lb::ForwardingRule>(link));
-    let rule = rules.filter(|r| r.spec.address == address).find(|r| matches!(r.spec.target, lb::Target::ServiceAttachment { .. }))?;
+/// The Private Service Connect endpoint that has this address in the network.
+fn psc_at(world: &World, network: &Link, address: Ipv4Addr) -> Option<PscNames> {
+    let endpoint = |r: &&Record<lb::ForwardingRule>| {
+        r.spec.address == address && matches!(r.spec.target, lb::Target::ServiceAttachment { .. })
+    };
+    let rule = world.referrers(network).filter_map(|link| world.get::<lb::ForwardingRule>(link)).find(endpoint)?;
+    let holds = |s: &&Record<vpc::Subnetwork>| s.spec.network == *network && s.spec.range.contains(address);
+    let subnet = world.all::<vpc::Subnetwork>().find(holds)?;
     let connection = world.connections.get(&model::id::EndpointId(rule.id.0))?;
-    Some(PscNames {
-        connection_id: connection.connection.connection_id.0,
-        vpc: vpc_names(world, &rule.spec.network, &rule.spec.subnetwork)?,
-    })
+    Some(PscNames { connection_id: connection.connection.connection_id.0, vpc: vpc_names(network, &subnet.link)? })
+}
+
+/// Says in the flow log of every project concerned that records are missing.
+pub fn gap(world: &World, gap: &FlowGap, now: Timestamp) -> Vec<Entry> {
+    let logged = |s: &&Record<vpc::Subnetwork>| s.spec.flow_logs.as_ref().is_some_and(|f| f.enable);
+    let here = |s: &&Record<vpc::Subnetwork>| gap.network.is_none_or(|n| world.network_id(&s.spec.network) == Some(n));
+    let subnets = world.all::<vpc::Subnetwork>().filter(logged).filter(here);
+    let projects: std::collections::BTreeSet<_> = subnets.map(|s| s.link.project.clone()).collect();
+    projects.iter().map(|project| records::gap_entry(gap, project, now, random::number())).collect()
 }
