@@ -191,8 +191,14 @@ pub struct Arrived {
     pub keepalive_s: u64,
 }
 
-/// Speaks HTTP/1 with one client until either has enough.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(proxy: Rc<Proxy>, stream: S, arrived: Arrived) {
+/// A connection that is in the table.
+pub struct Enrolled {
+    client: Rc<Client>,
+    entry: Entry,
+}
+
+/// Puts a connection into the table, in the same breath as it is accepted: from here on it can be closed.
+pub fn enroll(proxy: &Rc<Proxy>, arrived: Arrived) -> Enrolled {
     let Arrived { origin, hop, keepalive_s } = arrived;
     let client = Rc::new(Client {
         origin,
@@ -207,8 +213,12 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(proxy: Rc<Proxy>
     let number = proxy.clients.next.get();
     proxy.clients.next.set(number + 1);
     proxy.clients.open.borrow_mut().insert(number, client.clone());
-    let _entry = Entry { proxy: proxy.clone(), number };
+    Enrolled { client, entry: Entry { proxy: proxy.clone(), number } }
+}
 
+/// Speaks HTTP/1 with one client until either has enough.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(proxy: Rc<Proxy>, stream: S, enrolled: Enrolled) {
+    let Enrolled { client, entry: _entry } = enrolled;
     let io = Watched { inner: TokioIo::new(stream), proxy: proxy.clone(), client: client.clone() };
     let service = service_fn(|asked| request::handle(proxy.clone(), client.clone(), asked));
     let mut connection = pin!(

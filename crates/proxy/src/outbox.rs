@@ -34,6 +34,7 @@ pub struct Outbox {
 /// One frame to control.
 pub enum Frame {
     Message(FromProxy),
+    #[expect(clippy::vec_box, reason = "entries are large and pass through two queues")]
     Records(Vec<Box<Entry>>),
 }
 
@@ -119,7 +120,15 @@ impl Outbox {
                 }
             }
             Frame::Message(FromProxy::Lost { records }) => self.lost.set(self.lost.get() + records),
-            Frame::Message(_) => {}
+            Frame::Message(
+                FromProxy::Requests(_)
+                | FromProxy::Applied(_)
+                | FromProxy::Demand { .. }
+                | FromProxy::Probed { .. }
+                | FromProxy::Idle { .. }
+                | FromProxy::Drained { .. }
+                | FromProxy::Broken { .. },
+            ) => {}
         }
     }
 

@@ -46,7 +46,8 @@ async fn greet(proxy: Rc<Proxy>, mut stream: UnixStream) {
         origin: Origin::Outside { peer: who.peer, scheme: who.scheme },
         keepalive_s: LB_KEEPALIVE_DEFAULT.as_secs(),
     };
-    client::serve(proxy, Replayed { first, stream }, arrived).await;
+    let enrolled = client::enroll(&proxy, arrived);
+    client::serve(proxy, Replayed { first, stream }, enrolled).await;
 }
 
 /// Reads the first line, and what came with it of the client's bytes.

@@ -60,7 +60,7 @@ async fn check(check: &ProbeCheck, instance: &EdgeInstance) -> Result<Family, St
 }
 
 /// Connects, again and again, over either family.
-async fn knock(instance: &EdgeInstance, port: u16) -> (TcpStream, Family) {
+pub async fn knock(instance: &EdgeInstance, port: u16) -> (TcpStream, Family) {
     let v6 = SocketAddr::from((instance.v6, port));
     let v4 = SocketAddr::from((instance.v4, port));
     let mut pause = PROBE_RETRY_MIN;

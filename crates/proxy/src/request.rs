@@ -248,13 +248,16 @@ struct Sent {
 }
 
 impl Errand<'_> {
-    /// Sends, and tries once more if not a byte of the request had left.
-    async fn run(&self, request: Request<Upload>, exchange: &mut Exchange) -> Result<Sent, Refusal> {
-        let mut slot = self.revision.slot().await.map_err(|why| match why {
+    async fn slot(&self) -> Result<Slot, Refusal> {
+        self.revision.slot().await.map_err(|why| match why {
             NoSlot::TimedOut | NoSlot::QueueFull => Refusal::NoInstance,
             NoSlot::Failed => Refusal::RevisionFailed,
-        })?;
-        exchange.sent_to(&slot);
+        })
+    }
+
+    /// Sends, and tries once more if not a byte of the request had left.
+    async fn run(&self, request: Request<Upload>, exchange: &mut Exchange) -> Result<Sent, Refusal> {
+        let mut slot = self.slot().await?;
         let mut request = request;
         let mut is_retry = false;
         loop {
@@ -265,15 +268,16 @@ impl Errand<'_> {
                 None => self.connect(&slot, from).await,
             };
             let Ok((mut sender, from)) = sender else {
-                self.revision.say_broken(&slot.instance);
-                match self.revision.other_slot(&slot.instance) {
-                    Some(other) if !is_retry => slot = other,
-                    Some(_) | None => return Err(Refusal::Malformed),
+                self.revision.lose(&slot.instance);
+                if is_retry {
+                    return Err(Refusal::Malformed);
                 }
-                exchange.sent_to(&slot);
+                drop(slot);
+                slot = self.slot().await?;
                 is_retry = true;
                 continue;
             };
+            exchange.sent_to(&slot);
             let mut failed = match sender.try_send_request(request).await {
                 Ok(response) => return Ok(Sent { response, sender, from, slot }),
                 Err(failed) => failed,

@@ -12,11 +12,11 @@ use std::{
 
 use model::{
     id::WorkloadId,
-    limits::RUN_QUEUE_MAX,
+    limits::{RUN_QUEUE_MAX, RUN_STARTUP_MAX},
     planned::edge::{EdgeInstance, EdgeRevision, FromProxy, InstancePhase, ProbeOutcome},
     run::{Probe, RevisionKey},
 };
-use tokio::{sync::oneshot, task::AbortHandle};
+use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 
 use crate::{
     outbox::Outbox,
@@ -63,6 +63,8 @@ pub struct Instance {
     address: RefCell<EdgeInstance>,
     /// Serves: the probe succeeded or control says so.
     ready: Cell<bool>,
+    /// Served once and refuses connections now.
+    lost: Cell<bool>,
     pub family: Cell<Option<Family>>,
     pub pool: Pool,
     in_flight: Cell<u32>,
@@ -154,27 +156,18 @@ impl Revision {
         let (sender, receiver) = oneshot::channel();
         self.queue.borrow_mut().push_back(sender);
         let _waiting = Waiting::begin(self);
-        match tokio::time::timeout(plan.queue_wait, receiver).await {
+        match timeout(plan.queue_wait, receiver).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(NoSlot::Failed),
             Err(_) => Err(NoSlot::TimedOut),
         }
     }
 
-    /// A place at an instance other than this one, if there is one at once: for a request that could not be sent.
-    pub fn other_slot(self: &Rc<Self>, but: &Instance) -> Option<Slot> {
-        self.take_where(|instance| instance.id != but.id)
-    }
-
-    fn take(self: &Rc<Self>) -> Option<Slot> {
-        self.take_where(|_| true)
-    }
-
     /// The least loaded instance with room.
-    fn take_where(self: &Rc<Self>, allowed: impl Fn(&Instance) -> bool) -> Option<Slot> {
+    fn take(self: &Rc<Self>) -> Option<Slot> {
         let room = self.plan.borrow().concurrency;
         let instances = self.instances.borrow();
-        let open = instances.iter().filter(|i| i.is_open() && i.in_flight.get() < room && allowed(i));
+        let open = instances.iter().filter(|i| i.is_open() && i.in_flight.get() < room);
         let instance = open.min_by_key(|i| i.in_flight.get())?.clone();
         drop(instances);
         instance.in_flight.set(instance.in_flight.get() + 1);
@@ -273,8 +266,10 @@ impl Revision {
                 }
             }
             InstancePhase::Serving => {
-                instance.ready.set(true);
-                instance.stop_probe();
+                if !instance.lost.get() {
+                    instance.ready.set(true);
+                    instance.stop_probe();
+                }
             }
             InstancePhase::Draining => {
                 instance.stop_probe();
@@ -322,6 +317,30 @@ impl Revision {
         self.outbox.hint(FromProxy::Broken { instance, revision });
     }
 
+    /// The instance refuses connections: nothing more is sent to it until it takes one again. Being idle it would
+    /// otherwise be everyone's first choice.
+    pub fn lose(self: &Rc<Self>, instance: &Rc<Instance>) {
+        self.say_broken(instance);
+        if instance.lost.replace(true) {
+            return;
+        }
+        instance.ready.set(false);
+        let (revision, again) = (Rc::downgrade(self), instance.clone());
+        let task = tokio::task::spawn_local(async move {
+            let address = again.address();
+            let Ok((_, family)) = timeout(RUN_STARTUP_MAX, probe::knock(&address, address.port)).await else { return };
+            again.family.set(Some(family));
+            again.lost.set(false);
+            again.ready.set(true);
+            if let Some(revision) = revision.upgrade() {
+                revision.dispatch();
+            }
+        });
+        if let Some(old) = instance.probing.borrow_mut().replace(task.abort_handle()) {
+            old.abort();
+        }
+    }
+
     /// Once a second: who is idle, and which kept connections are too old.
     pub fn tick(&self, now: Instant) {
         for instance in self.instances.borrow().iter() {
@@ -359,6 +378,7 @@ impl Instance {
             id,
             address: RefCell::new(address),
             ready: Cell::new(false),
+            lost: Cell::new(false),
             family: Cell::new(None),
             pool: Pool::default(),
             in_flight: Cell::new(0),

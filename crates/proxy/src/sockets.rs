@@ -155,5 +155,6 @@ fn greet(proxy: &Rc<Proxy>, id: ListenerId, stream: TcpStream, peer: IpAddr) {
         origin: Origin::Listener { id, network: plan.map(|listener| listener.network), peer },
         keepalive_s: keepalive.as_secs(),
     };
-    tokio::task::spawn_local(client::serve(proxy.clone(), stream, arrived));
+    let enrolled = client::enroll(proxy, arrived);
+    tokio::task::spawn_local(client::serve(proxy.clone(), stream, enrolled));
 }

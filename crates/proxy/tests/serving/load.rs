@@ -297,6 +297,26 @@ fn an_instance_that_refuses_connections_costs_one_try_and_no_answer() {
 }
 
 #[test]
+fn an_instance_that_comes_back_serves_who_waited_for_it() {
+    run(async |rig| {
+        let address = {
+            let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        let listener = rig.shop(&[("i-1", address)]).await;
+        let waiting = tokio::task::spawn_local(async move { Client::connect(listener).await.get("/").await });
+        rig.control.hears("Broken", |m| matches!(m, FromProxy::Broken { .. }).then_some(())).await;
+        rig.control.hears("demand", demand(1, 0)).await;
+        // Control repeats its plan; that alone does not bring the instance back.
+        rig.control.set(EdgeItem::Revision(shop_1(), Box::new(revision(&[("i-1", address)])))).await;
+        rig.control.mark().await;
+        assert!(!waiting.is_finished());
+        let _container = Container::at(&address.to_string()).await;
+        assert_eq!(waiting.await.unwrap().status, 200);
+    });
+}
+
+#[test]
 fn an_idle_instance_is_reported_with_its_idle_time() {
     run(async |rig| {
         let container = Container::hello().await;
