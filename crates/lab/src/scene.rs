@@ -140,7 +140,7 @@ fn leaks(run_dir: &Path) -> Vec<String> {
     left
 }
 
-/// A test VM.
+/// A test VM (or container).
 pub struct Vm {
     pub id: WorkloadId,
     pub realm: Realm,

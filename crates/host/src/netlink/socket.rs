@@ -85,6 +85,8 @@ impl Socket {
             Family::Netfilter => Some(netlink::NETFILTER),
         };
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        // The kernel numbers it. Events pass by a socket without a number: it is taken for their sender.
+        rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, 0))?;
         sys::set_option(&fd, SOL_NETLINK, NETLINK_EXT_ACK, 1)?;
         sys::set_option(&fd, SOL_NETLINK, NETLINK_CAP_ACK, 1)?;
         // The plain calls obey a limit of the machine that is below a large transaction; ours are bounded above.
