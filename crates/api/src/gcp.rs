@@ -4,8 +4,10 @@
 //! What belongs to no single API (errors, lists, masks, batches) lives one floor up and is not repeated here.
 
 pub mod certs;
+pub mod compute;
 pub mod crm;
 pub mod iam;
+pub mod logging;
 pub mod oauth;
 pub mod policy;
 pub mod run;

@@ -1,0 +1,190 @@
+//! Cloud Logging: reading entries. What is written comes from the platform itself.
+
+use std::sync::Arc;
+
+use control::{
+    kind::Need,
+    ops::{Caller, Control},
+    tokens::Mint,
+    world::World,
+};
+use http::Method;
+use logs::{Filter, Journal, Order, Query, QueryError, entry::LogName};
+use model::{
+    fault::{Code, Fault},
+    limits::{FILTER_CHARS_MAX, LOGGING_PAGE_MAX},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::who;
+use crate::{
+    call::{Answer, Api, BoxFuture, Call},
+    error,
+    reply::Reply,
+};
+
+const PAGE_DEFAULT: usize = 50;
+/// Source: entries.list, at most 100 resource names.
+const RESOURCES_MAX: usize = 100;
+
+/// The logs that the platform writes, by id.
+const LOG_IDS: [&str; 6] = [
+    "cloudaudit.googleapis.com/activity",
+    "compute.googleapis.com/vpc_flows",
+    "run.googleapis.com/requests",
+    "run.googleapis.com/stderr",
+    "run.googleapis.com/stdout",
+    "run.googleapis.com/varlog/system",
+];
+
+pub struct Logging {
+    pub control: Arc<Control>,
+    pub mint: Arc<Mint>,
+    pub journal: Arc<Journal>,
+}
+
+impl Api for Logging {
+    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
+        Box::pin(async move { self.route(&call) })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListBody {
+    #[serde(default)]
+    resource_names: Vec<String>,
+    #[serde(default)]
+    project_ids: Vec<String>,
+    #[serde(default)]
+    filter: String,
+    #[serde(default)]
+    order_by: String,
+    #[serde(default)]
+    page_size: i64,
+    #[serde(default)]
+    page_token: String,
+}
+
+impl Logging {
+    fn route(&self, call: &Call) -> Answer {
+        let caller = who::caller(&self.control, &self.mint, call, "google.logging.v2.LoggingServiceV2")?;
+        match (&call.method, call.parts().as_slice(), call.verb()) {
+            (&Method::POST, ["v2", "entries"], Some("list")) => self.list(&caller, call.json()?),
+            (&Method::POST, ["v2", "entries"], Some(verb @ ("write" | "tail" | "copy"))) => {
+                Err(Fault::not_enforced(&format!("entries.{verb}")))
+            }
+            (&Method::GET, ["v2", "projects", project, "logs"], None) => self.log_names(&caller, project),
+            (_, ["v2", _, _, collection @ ("sinks" | "metrics" | "exclusions" | "locations"), ..], _) => {
+                Err(Fault::not_enforced(collection))
+            }
+            _ => Err(error::unknown_method()),
+        }
+    }
+
+    fn list(&self, caller: &Caller, body: Value) -> Answer {
+        let body: ListBody = serde_json::from_value(body)
+            .map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))?;
+        let parents = self.parents(caller, &body)?;
+        if body.filter.chars().count() > FILTER_CHARS_MAX {
+            return Err(Fault::invalid(format!("The filter is longer than {FILTER_CHARS_MAX} characters.")));
+        }
+        let query = Query {
+            parents,
+            filter: Filter::parse(&body.filter).map_err(|why| Fault::invalid(why.message))?,
+            order: order(&body.order_by)?,
+            page_size: page_size(body.page_size)?,
+            page_token: Some(body.page_token).filter(|token| !token.is_empty()),
+        };
+        let page = self.query(&query)?;
+        let mut shown = json!({});
+        if !page.entries.is_empty() {
+            shown["entries"] = page.entries.into();
+        }
+        if let Some(token) = page.next_page_token {
+            shown["nextPageToken"] = token.into();
+        }
+        Ok(Reply::json(shown))
+    }
+
+    fn query(&self, query: &Query) -> Result<logs::Page, Fault> {
+        self.journal.query(query).map_err(|why| match why {
+            QueryError::Token => Fault::invalid(why.to_string()),
+            QueryError::Read { .. } => {
+                eprintln!("api: {why}");
+                Fault::internal("The logs cannot be read.")
+            }
+        })
+    }
+
+    /// The projects whose logs are asked for, by id. All of them must be readable.
+    fn parents(&self, caller: &Caller, body: &ListBody) -> Result<Vec<String>, Fault> {
+        let world = self.control.read();
+        let old = body.project_ids.iter().map(|id| format!("projects/{id}"));
+        let names: Vec<String> = body.resource_names.iter().cloned().chain(old).collect();
+        match names.len() {
+            0 => return Err(Fault::invalid("At least one resource name must be given in 'resource_names'.")),
+            n if n > RESOURCES_MAX => {
+                return Err(Fault::invalid(format!("At most {RESOURCES_MAX} resource names can be given.")));
+            }
+            _ => {}
+        }
+        names.iter().map(|name| self.parent(&world, caller, name)).collect()
+    }
+
+    fn parent(&self, world: &World, caller: &Caller, name: &str) -> Result<String, Fault> {
+        let parts: Vec<&str> = name.split('/').collect();
+        let project = match parts.as_slice() {
+            ["projects", project] => project,
+            // Both views show all that there is.
+            ["projects", project, "locations", "global", "buckets", "_Default", "views", "_AllLogs" | "_Default"] => project,
+            ["organizations" | "folders" | "billingAccounts", _] => return Err(Fault::not_enforced("resourceNames")),
+            _ => return Err(Fault::invalid(format!("Invalid resource name '{name}'."))),
+        };
+        let absent = || Fault::new(Code::NotFound, "notFound", format!("Project does not exist: {project}"));
+        let project = &world.project(project).ok_or_else(absent)?.id;
+        let need = Need::on("logging.logEntries.list", format!("projects/{project}"));
+        let denied = |_| Fault::new(Code::PermissionDenied, "forbidden", "Permission denied for all log views");
+        self.control.authorize(world, caller, &[need]).map_err(denied)?;
+        Ok(format!("projects/{project}"))
+    }
+
+    /// The names of logs that have entries.
+    fn log_names(&self, caller: &Caller, project: &str) -> Answer {
+        let world = self.control.read();
+        let absent = || Fault::new(Code::NotFound, "notFound", format!("Project does not exist: {project}"));
+        let project = world.project(project).ok_or_else(absent)?.id.clone();
+        let need = Need::on("logging.logs.list", format!("projects/{project}"));
+        self.control
+            .authorize(&world, caller, &[need])
+            .map_err(|need| error::denied(error::Family::Logging, need.permission, &need.resource))?;
+        let mut names = Vec::new();
+        for id in LOG_IDS {
+            let filter = Filter::parse(&format!("log_id(\"{id}\")")).map_err(|why| Fault::internal(why.message))?;
+            let parents = vec![format!("projects/{project}")];
+            let query = Query { parents, filter, order: Order::Desc, page_size: 1, page_token: None };
+            if !self.query(&query)?.entries.is_empty() {
+                names.push(LogName::in_project(&project, id).to_string());
+            }
+        }
+        Ok(Reply::json(if names.is_empty() { json!({}) } else { json!({"logNames": names}) }))
+    }
+}
+
+fn order(text: &str) -> Result<Order, Fault> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    match words.as_slice() {
+        [] | ["timestamp"] | ["timestamp", "asc"] => Ok(Order::Asc),
+        ["timestamp", "desc"] => Ok(Order::Desc),
+        _ => Err(Fault::invalid(format!("Invalid order_by '{text}': only \"timestamp asc\" and \"timestamp desc\" are allowed."))),
+    }
+}
+
+fn page_size(asked: i64) -> Result<usize, Fault> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(PAGE_DEFAULT),
+        Ok(size) => Ok(size.min(LOGGING_PAGE_MAX)),
+        Err(_) => Err(Fault::invalid("page_size must not be negative.")),
+    }
+}
