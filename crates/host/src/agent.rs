@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::{self, Receiver, SyncSender, sync_channel},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use model::{
@@ -35,7 +35,7 @@ use crate::{
         kernel::KernelError,
     },
     netns::Netns,
-    sandboxes::{Launched, SandboxError, Sandboxes},
+    sandboxes::{Event, Launched, SandboxError, Sandboxes},
 };
 
 /// What was heard and not yet looked at.
@@ -44,6 +44,8 @@ const HEARD_MAX: usize = 1_024;
 const FLOWS_KEPT_MAX: usize = 1_024;
 /// A control that takes no frame for this long is treated as gone.
 const TAKE_MAX: Duration = Duration::from_secs(5);
+/// Killed sandboxes are gone after milliseconds; the kernel may be slow to free what they held.
+const TAKE_DOWN_MAX: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -55,6 +57,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How a shim is started: program and first arguments.
     pub shim_argv: Vec<OsString>,
+    /// Whom `host.sock` is for, beside root: control's own user.
+    pub control_uid: Option<u32>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +109,43 @@ pub fn serve(config: Config) -> Result<(), AgentError> {
         shim_argv: config.shim_argv,
     };
     let sandboxes = Launched::new(launcher, events).map_err(|source| AgentError::Sandboxes { source })?;
-    Agent::start(&config.run_dir, sandboxes, sandbox_events)?.run();
+    let mut agent = Agent::start(&config.run_dir, sandboxes, sandbox_events)?;
+    let path = config.run_dir.join("host.sock");
+    std::os::unix::fs::chown(&path, config.control_uid, None).map_err(|source| AgentError::Listen { path, source })?;
+    agent.run();
+    Ok(())
+}
+
+/// Ends every sandbox and removes every namespace of a cloud whose host process has ended. Blocks until all is gone.
+pub fn take_down(config: &Config) -> Result<(), AgentError> {
+    let sandboxes = |source: sandbox::Error| AgentError::Sandboxes { source: source.into() };
+    let (events, ended) = mpsc::channel();
+    let launcher = sandbox::Config {
+        cloud: config.cloud.clone(),
+        run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir.clone(),
+        shim_argv: config.shim_argv.clone(),
+    };
+    let launcher = sandbox::Launcher::new(launcher, events).map_err(sandboxes)?;
+    let mut living: BTreeSet<WorkloadId> = BTreeSet::new();
+    for running in launcher.adopt().map_err(sandboxes)? {
+        running.stop(Duration::ZERO).map_err(sandboxes)?;
+        living.insert(running.id().clone());
+    }
+    let deadline = Instant::now() + TAKE_DOWN_MAX;
+    while !living.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Ok(event) = ended.recv_timeout(left) else { break };
+        if let SandboxEvent::Exited { .. } | SandboxEvent::Failed { .. } = event.event {
+            living.remove(&event.workload);
+        }
+    }
+    launcher.sweep().map_err(sandboxes)?;
+    let kernel = |source: crate::netns::NetnsError| AgentError::Kernel { source: source.into() };
+    let pins = crate::netns::Pins::under(&config.run_dir).map_err(kernel)?;
+    for name in pins.names().map_err(kernel)? {
+        pins.delete(&name).map_err(kernel)?;
+    }
     Ok(())
 }
 
@@ -114,7 +154,7 @@ enum Heard {
     Connected(UnixStream),
     /// From the connection of this number.
     Frame(u64, Box<ToHost>),
-    Sandbox(sandbox::Event),
+    Sandbox(Event),
     Flows(Said),
 }
 
@@ -167,7 +207,7 @@ enum Then {
 
 impl<S: Sandboxes> Agent<S> {
     /// Takes over what is there, opens `host.sock`, and starts listening.
-    pub fn start(run_dir: &Path, mut sandboxes: S, events: Receiver<sandbox::Event>) -> Result<Agent<S>, AgentError> {
+    pub fn start(run_dir: &Path, mut sandboxes: S, events: Receiver<Event>) -> Result<Agent<S>, AgentError> {
         let kernel = |source| AgentError::Kernel { source };
         let mut hands = Hands::open(run_dir).map_err(kernel)?;
         hands.found_fabric().map_err(kernel)?;
@@ -490,8 +530,8 @@ impl<S: Sandboxes> Agent<S> {
         }
     }
 
-    fn workload_event(&mut self, event: sandbox::Event) {
-        let sandbox::Event { workload: id, incarnation, event } = event;
+    fn workload_event(&mut self, event: Event) {
+        let Event { workload: id, incarnation, event } = event;
         self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
         let Some(workload) = self.workloads.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
         workload.last = Some(event.clone());
