@@ -12,6 +12,8 @@ use std::{
 use model::{id::WorkloadId, planned::host::SandboxPlan};
 use sandbox::{Launcher, Parked, Running};
 
+pub use sandbox::Event;
+
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     #[error(transparent)]

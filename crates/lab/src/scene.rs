@@ -149,6 +149,11 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// One that somebody else wired.
+    pub fn of(id: WorkloadId, realm: Realm, address: Ipv4Addr, netns: Netns) -> Vm {
+        Vm { id, realm, address, netns }
+    }
+
     pub fn netns(&self) -> &Netns {
         &self.netns
     }
