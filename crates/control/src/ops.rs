@@ -527,7 +527,10 @@ impl Control {
             let Some(old) = world.get::<K>(link) else { return Err(self.absent(world, call.caller, link)) };
             self.authorize_compute(world, call.caller, &needs(&old.spec))?;
             let mut record = old.clone();
-            edit(world, &mut record)?;
+            match edit(world, &mut record) {
+                Err(fault) if K::is_found_late(&fault) => return Ok(call.fail(old, fault, txn)),
+                edited => edited?,
+            }
             self.authorize_compute(world, call.caller, &needs(&record.spec))?;
             record.spec.check(Some(&old.spec))?;
             resolve(world, &record.spec)?;
@@ -552,6 +555,10 @@ impl Control {
             match removable(old, world).and_then(|()| K::retire(old, world, txn)) {
                 Ok(()) => {
                     txn.push(Change::NoObject(link.clone()));
+                    // A resource made anew under the name must not find the old one's policy.
+                    if world.policies.contains_key(&link.to_string()) {
+                        txn.push(Change::NoPolicy(link.to_string()));
+                    }
                     Ok(call.begin(old, txn))
                 }
                 Err(fault) if K::is_found_late(&fault) => Ok(call.fail(old, fault, txn)),
@@ -595,7 +602,8 @@ impl Control {
         }
     }
 
-    fn repeated(&self, caller: &Caller, request_id: Option<&str>) -> Option<Operation> {
+    /// The operation that the same caller began under this `requestId`.
+    pub fn repeated(&self, caller: &Caller, request_id: Option<&str>) -> Option<Operation> {
         let id = request_id?;
         let world = self.read();
         let same = |o: &&Operation| o.request_id.as_deref() == Some(id) && o.user == caller.principal.email();

@@ -18,7 +18,6 @@ pub struct Instance {
     pub metadata: BTreeMap<String, String>,
     /// No account: the metadata server lists none and mints nothing.
     pub service_account: Option<AttachedAccount>,
-    pub labels: BTreeMap<String, String>,
     pub description: Option<String>,
     /// `start` and `stop` flip it.
     pub wanted: Power,

@@ -49,9 +49,6 @@ impl Kind for Instance {
         if !self.tags.is_empty() {
             needs.push(Need::on("compute.instances.setTags", me));
         }
-        if !self.labels.is_empty() {
-            needs.push(Need::on("compute.instances.setLabels", me));
-        }
         if self.service_account.is_some() {
             needs.push(Need::on("compute.instances.setServiceAccount", me));
         }
@@ -114,6 +111,10 @@ impl Kind for Instance {
     fn retire(record: &Record<Self>, _: &World, txn: &mut Txn) -> Result<(), Fault> {
         txn.push(Change::NoSeat(workload(record)));
         Ok(())
+    }
+
+    fn is_found_late(fault: &Fault) -> bool {
+        fault.reason == "serviceAccountAccessDenied"
     }
 }
 

@@ -23,11 +23,6 @@ impl Wire for vpc::Address {
         if fields.text("addressType")? != Some("INTERNAL") {
             return Err(Fault::not_enforced("resource.addressType"));
         }
-        if let Some(purpose) = fields.text("purpose")?
-            && purpose != "GCE_ENDPOINT"
-        {
-            return Err(Fault::not_enforced("resource.purpose"));
-        }
         Ok(vpc::Address {
             address: fields.address("address")?.unwrap_or(UNDECIDED),
             subnetwork: fields.required_link("subnetwork")?,

@@ -1,10 +1,6 @@
 //! `backendServices` on the wire: regional, INTERNAL_MANAGED.
 
-use control::{
-    kind::Record,
-    kinds::backend_service::TIMEOUT_S_DEFAULT,
-    world::World,
-};
+use control::{kind::Record, kinds::backend_service::TIMEOUT_S_DEFAULT, world::World};
 use model::{
     fault::Fault,
     lb::{self, Protocol},
@@ -31,10 +27,6 @@ impl Wire for lb::BackendService {
         if fields.word("loadBalancingScheme", SCHEMES)?.is_none() {
             return Err(Fault::not_enforced("resource.loadBalancingScheme"));
         }
-        if let Some(check) = fields.texts("healthChecks")?.first() {
-            let why = "Health checks are not supported for a backend service with Serverless network endpoint groups.";
-            return Err(fields.fault("healthChecks", check, why));
-        }
         let backend = |fields: &Fields<'_>| Ok::<_, Fault>(lb::Backend { group: fields.required_link("group")? });
         Ok(lb::BackendService {
             protocol: fields.word("protocol", PROTOCOLS)?.unwrap_or(Protocol::Http),
@@ -55,16 +47,21 @@ impl Wire for lb::BackendService {
         out.insert("protocol".into(), protocol.into());
         out.insert("loadBalancingScheme".into(), "INTERNAL_MANAGED".into());
         out.insert("timeoutSec".into(), spec.timeout_s.into());
+        let users: Vec<Value> =
+            world.referrers(&record.link).map(|user| json!({"reference": user.url()})).collect();
+        if !users.is_empty() {
+            out.insert("usedBy".into(), users.into());
+        }
+    }
+
+    fn defaults(_: &Record<Self>) -> Json {
+        let mut out = Json::new();
         out.insert("port".into(), 80.into());
         out.insert("portName".into(), "http".into());
         out.insert("sessionAffinity".into(), "NONE".into());
         out.insert("affinityCookieTtlSec".into(), 0.into());
         out.insert("localityLbPolicy".into(), "ROUND_ROBIN".into());
         out.insert("connectionDraining".into(), json!({"drainingTimeoutSec": 0}));
-        let users: Vec<Value> =
-            world.referrers(&record.link).map(|user| json!({"reference": user.url()})).collect();
-        if !users.is_empty() {
-            out.insert("usedBy".into(), users.into());
-        }
+        out
     }
 }

@@ -2,7 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use control::{kind::Record, kinds::holding::UNDECIDED, world::World};
+use control::{
+    kind::{Need, Record},
+    kinds::holding::UNDECIDED,
+    world::World,
+};
 use model::{
     fault::Fault,
     id::EndpointId,
@@ -13,9 +17,10 @@ use model::{
 
 use super::{
     firewall::parse_ports,
-    wire::{Fields, Json, Level, Lock, Wire, parse_link, put_some, url_with_id},
+    verbs::Visit,
+    wire::{Around, Fields, Json, Level, Lock, Wire, parse_link, put_some, url_with_id},
 };
-use crate::schema;
+use crate::{call::Answer, error, schema};
 
 impl Wire for ForwardingRule {
     const SCHEMA: schema::Kind = schema::Kind::ForwardingRule;
@@ -64,6 +69,27 @@ impl Wire for ForwardingRule {
         out.insert("selfLinkWithId".into(), url_with_id(record).into());
     }
 
+    /// The subnet of an endpoint and the reservation behind an address are not shown.
+    fn follow(&mut self, before: &Self) -> Result<(), Fault> {
+        self.subnetwork = before.subnetwork.clone();
+        self.reserved = before.reserved.clone();
+        if self.target != before.target {
+            let value = match &self.target {
+                Target::HttpProxy { proxy, .. } => proxy.url(),
+                Target::ServiceAttachment { written, .. } => written.clone(),
+            };
+            return Err(Fault::invalid_value("target", &value, "The target can only be changed by setTarget."));
+        }
+        Ok(())
+    }
+
+    fn verb(visit: &Visit<'_>, link: &Link, verb: &str) -> Answer {
+        match verb {
+            "setTarget" => set_target(visit, link),
+            _ => Err(error::unknown_method()),
+        }
+    }
+
     fn insert_verb(&self) -> &'static str {
         match self.target {
             Target::HttpProxy { .. } => Self::INSERT,
@@ -89,7 +115,7 @@ fn read_target(fields: &Fields<'_>) -> Result<Target, Fault> {
             let why = "Load balancing scheme must be empty for a Private Service Connect forwarding rule.";
             return Err(fields.fault("loadBalancingScheme", scheme, why));
         }
-        for absent in ["ports", "portRange", "allPorts", "IPProtocol", "backendService", "allowGlobalAccess"] {
+        for absent in ["ports", "portRange"] {
             if fields.has(absent) {
                 let why = "Cannot be specified for a Private Service Connect forwarding rule.";
                 return Err(fields.fault(absent, "", why));
@@ -100,16 +126,9 @@ fn read_target(fields: &Fields<'_>) -> Result<Target, Fault> {
     if scheme != Some("INTERNAL_MANAGED") {
         return Err(Fault::not_enforced("resource.loadBalancingScheme"));
     }
-    for absent in ["ports", "allPorts", "backendService"] {
-        if fields.has(absent) {
-            let why = "Cannot be specified for a forwarding rule with load balancing scheme INTERNAL_MANAGED.";
-            return Err(fields.fault(absent, "", why));
-        }
-    }
-    if let Some(protocol) = fields.text("IPProtocol")?
-        && protocol != "TCP"
-    {
-        return Err(fields.fault("IPProtocol", protocol, "The protocol must be TCP."));
+    if fields.has("ports") {
+        let why = "Cannot be specified for a forwarding rule with load balancing scheme INTERNAL_MANAGED.";
+        return Err(fields.fault("ports", "", why));
     }
     let text = fields.text("portRange")?.ok_or_else(|| fields.required("portRange"))?;
     let ports = parse_ports(text).filter(|range| range.first >= 1 && range.first <= range.last);
@@ -185,4 +204,30 @@ fn unsaid_subnet(fields: &Fields<'_>, network: Option<&Link>) -> Result<Option<L
         None => None,
     };
     Ok(found.map(|s| s.link.clone()))
+}
+
+/// Points the front of a load balancer at another proxy.
+fn set_target(visit: &Visit<'_>, link: &Link) -> Answer {
+    let body = visit.body("TargetReference")?;
+    visit.change_by_needs::<ForwardingRule>(
+        link,
+        "setTarget",
+        |rule| {
+            let own = Need::on("compute.forwardingRules.setTarget", link);
+            match &rule.target {
+                Target::HttpProxy { proxy, .. } => vec![own, Need::on("compute.regionTargetHttpProxies.use", proxy)],
+                Target::ServiceAttachment { .. } => vec![own],
+            }
+        },
+        |world, record| {
+            let target = Fields::new(&body, &Around { world, link }).required_link("target")?;
+            match &mut record.spec.target {
+                Target::HttpProxy { proxy, .. } => *proxy = target,
+                Target::ServiceAttachment { .. } => {
+                    return Err(Fault::invalid_value("target", &target.url(), "Field is immutable."));
+                }
+            }
+            Ok(())
+        },
+    )
 }

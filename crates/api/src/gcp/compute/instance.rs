@@ -13,9 +13,13 @@ use serde_json::{Value, json};
 
 use super::{
     catalogue,
-    wire::{Fields, Json, Level, Lock, Wire, digest_of, fingerprint, parse_link, put_some, url},
+    verbs::{Policies, Visit},
+    wire::{
+        Around, Fields, Json, Level, Lock, Wire, digest_of, fingerprint, parse_link, put_some, same_fingerprint, stale,
+        url,
+    },
 };
-use crate::schema;
+use crate::{call::Answer, error, schema};
 
 impl Wire for Instance {
     const SCHEMA: schema::Kind = schema::Kind::Instance;
@@ -24,6 +28,8 @@ impl Wire for Instance {
     const LIST: &'static str = "compute.instances.list";
     const SET_LABELS: Option<&'static str> = Some("compute.instances.setLabels");
     const LOCK: Lock = Lock::Checked;
+    const POLICIES: Option<Policies> =
+        Some(Policies { get: "compute.instances.getIamPolicy", set: "compute.instances.setIamPolicy" });
 
     fn read(fields: &Fields<'_>) -> Result<Self, Fault> {
         check_disks(fields)?;
@@ -52,7 +58,6 @@ impl Wire for Instance {
                 None => BTreeMap::new(),
             },
             service_account: read_account(fields)?,
-            labels: BTreeMap::new(),
             description: fields.written("description"),
             wanted: Power::On,
         })
@@ -68,10 +73,15 @@ impl Wire for Instance {
         out.insert("tags".into(), write_tags(&spec.tags));
         out.insert("metadata".into(), write_metadata(&spec.metadata));
         out.insert("networkInterfaces".into(), json!([write_interface(record)]));
-        out.insert("disks".into(), json!([boot_disk(record)]));
         if let Some(account) = &spec.service_account {
             out.insert("serviceAccounts".into(), json!([{"email": account.email, "scopes": account.scopes}]));
         }
+        out.insert("lastStartTimestamp".into(), record.created.rfc3339_pacific_ms().into());
+    }
+
+    fn defaults(record: &Record<Self>) -> Json {
+        let mut out = Json::new();
+        out.insert("disks".into(), json!([boot_disk(record)]));
         out.insert("canIpForward".into(), false.into());
         out.insert("deletionProtection".into(), false.into());
         out.insert("startRestricted".into(), false.into());
@@ -83,7 +93,17 @@ impl Wire for Instance {
             "provisioningModel": "STANDARD",
         });
         out.insert("scheduling".into(), scheduling);
-        out.insert("lastStartTimestamp".into(), record.created.rfc3339_pacific_ms().into());
+        out
+    }
+
+    fn verb(visit: &Visit<'_>, link: &Link, verb: &str) -> Answer {
+        match verb {
+            "start" => power(visit, link, verb, "compute.instances.start", Power::On),
+            "stop" => power(visit, link, verb, "compute.instances.stop", Power::Off),
+            "setMetadata" => set_metadata(visit, link),
+            "setTags" => set_tags(visit, link),
+            _ => Err(error::unknown_method()),
+        }
     }
 }
 
@@ -259,5 +279,48 @@ fn boot_disk(record: &Record<Instance>) -> Value {
         "autoDelete": true,
         "interface": "SCSI",
         "diskSizeGb": "10",
+    })
+}
+
+fn power(visit: &Visit<'_>, link: &Link, verb: &str, permission: &'static str, wanted: Power) -> Answer {
+    visit.change_by::<Instance>(link, verb, permission, |world, record| {
+        if wanted == Power::On && record.spec.metadata.contains_key("startup-script") {
+            act_as(visit, world, &record.spec)?;
+        }
+        record.spec.wanted = wanted;
+        Ok(())
+    })
+}
+
+/// Whoever decides what a VM runs acts as the VM's account.
+fn act_as(visit: &Visit<'_>, world: &World, vm: &Instance) -> Result<(), Fault> {
+    let emails: Vec<&str> = vm.service_account.iter().map(|account| account.email.as_str()).collect();
+    visit.control.authorize_acting(world, visit.caller, &emails)
+}
+
+fn set_metadata(visit: &Visit<'_>, link: &Link) -> Answer {
+    let body = visit.body("Metadata")?;
+    let given = body.get("fingerprint").and_then(Value::as_str).unwrap_or("");
+    visit.change_by::<Instance>(link, "setMetadata", "compute.instances.setMetadata", |world, record| {
+        if !same_fingerprint(given, &metadata_fingerprint(&record.spec.metadata)) {
+            return Err(stale("Supplied fingerprint does not match current metadata fingerprint."));
+        }
+        act_as(visit, world, &record.spec)?;
+        record.spec.metadata = read_metadata(&Fields::new(&body, &Around { world, link }))?;
+        Ok(())
+    })
+}
+
+fn set_tags(visit: &Visit<'_>, link: &Link) -> Answer {
+    let body = visit.body("Tags")?;
+    let given = body.get("fingerprint").and_then(Value::as_str).unwrap_or("");
+    visit.change_by::<Instance>(link, "setTags", "compute.instances.setTags", |world, record| {
+        if !same_fingerprint(given, &tags_fingerprint(&record.spec.tags)) {
+            return Err(stale("Supplied fingerprint does not match current tags fingerprint."));
+        }
+        let around = Around { world, link };
+        let tags = Fields::new(&body, &around).texts("items")?;
+        record.spec.tags = tags.into_iter().map(str::to_owned).collect();
+        Ok(())
     })
 }

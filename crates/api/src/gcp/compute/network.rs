@@ -34,11 +34,6 @@ impl Wire for vpc::Network {
         if spec.mtu != VPC_MTU_DEFAULT {
             out.insert("mtu".into(), spec.mtu.into());
         }
-        out.insert(
-            "routingConfig".into(),
-            json!({"routingMode": "REGIONAL", "bgpBestPathSelectionMode": "LEGACY"}),
-        );
-        out.insert("networkFirewallPolicyEnforcementOrder".into(), "AFTER_CLASSIC_FIREWALL".into());
         let is_subnet = |link: &&Link| world.get::<vpc::Subnetwork>(link).is_some();
         let subnets: Vec<Value> =
             world.referrers(&record.link).filter(is_subnet).map(|link| link.url().into()).collect();
@@ -46,5 +41,15 @@ impl Wire for vpc::Network {
             out.insert("subnetworks".into(), subnets.into());
         }
         out.insert("selfLinkWithId".into(), url_with_id(record).into());
+    }
+
+    fn defaults(_: &Record<Self>) -> Json {
+        let mut out = Json::new();
+        out.insert(
+            "routingConfig".into(),
+            json!({"routingMode": "REGIONAL", "bgpBestPathSelectionMode": "LEGACY"}),
+        );
+        out.insert("networkFirewallPolicyEnforcementOrder".into(), "AFTER_CLASSIC_FIREWALL".into());
+        out
     }
 }

@@ -1,15 +1,22 @@
 //! `serviceAttachments` on the wire.
 
-use control::{kind::Record, kinds::service_attachment, world::{PscConnection, World}};
+use control::{
+    kind::Record,
+    kinds::service_attachment,
+    world::{PscConnection, World},
+};
 use model::{
-    fault::Fault,
+    fault::{Code, Fault},
     name::Link,
     psc::{AcceptEntry, Consumer, Preference, ServiceAttachment},
 };
 use serde_json::{Map, Value, json};
 
-use super::wire::{Fields, Json, Level, Lock, Wire, parse_link};
-use crate::schema;
+use super::{
+    verbs::Policies,
+    wire::{Fields, Json, Level, Lock, Wire, parse_link},
+};
+use crate::{call::Query, schema};
 
 const PREFERENCES: &[(&str, Preference)] =
     &[("ACCEPT_AUTOMATIC", Preference::AcceptAutomatic), ("ACCEPT_MANUAL", Preference::AcceptManual)];
@@ -21,6 +28,11 @@ impl Wire for ServiceAttachment {
     const LIST: &'static str = "compute.serviceAttachments.list";
     const LOCK: Lock = Lock::Checked;
     const PATCH: Option<&'static str> = Some("patch");
+
+    const POLICIES: Option<Policies> = Some(Policies {
+        get: "compute.serviceAttachments.getIamPolicy",
+        set: "compute.serviceAttachments.setIamPolicy",
+    });
 
     fn read(fields: &Fields<'_>) -> Result<Self, Fault> {
         let preference = fields.word("connectionPreference", PREFERENCES)?;
@@ -59,9 +71,39 @@ impl Wire for ServiceAttachment {
         if !connected.is_empty() {
             out.insert("connectedEndpoints".into(), connected.into());
         }
-        // The two halves of a 128-bit id, of which we make one.
-        let id = json!({"high": record.id.to_string(), "low": record.link.project.to_string().len().to_string()});
+        // A 128-bit id in two halves: ours is the project's number and the resource's.
+        let project = world.projects.get(&record.link.project).map_or(0, |p| p.number.0);
+        let id = json!({"high": project.to_string(), "low": record.id.to_string()});
         out.insert("pscServiceAttachmentId".into(), id);
+    }
+
+    /// `?showNatIps=true` adds the NAT address of each connection.
+    fn embellish(query: &Query, record: &Record<Self>, world: &World, shown: &mut Json) -> Result<(), Fault> {
+        if query.flag("showNatIps")? != Some(true) {
+            return Ok(());
+        }
+        if let Some(Value::Array(items)) = shown.get_mut("connectedEndpoints") {
+            for (item, psc) in items.iter_mut().zip(service_attachment::connections(record, world)) {
+                if let Some(nat) = psc.connection.nat {
+                    item["natIps"] = json!([nat.to_string()]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Source: recorded answers; this kind words its absence in its own way.
+    fn absent(link: &Link) -> Fault {
+        Fault::new(Code::NotFound, "notFound", format!("serviceAttachment \"{link}\" not found"))
+    }
+
+    /// The two fields of the target are one; a patch may set either.
+    fn align(shown: &mut Json, patch: &Json) {
+        for (one, twin) in [("targetService", "producerForwardingRule"), ("producerForwardingRule", "targetService")] {
+            if patch.contains_key(one) && !patch.contains_key(twin) {
+                shown.remove(twin);
+            }
+        }
     }
 }
 
@@ -134,14 +176,4 @@ fn write_connection(psc: &PscConnection) -> Value {
         "endpointWithId": with_id.url(),
         "consumerNetwork": connection.consumer_network.url(),
     })
-}
-
-/// Adds `natIps` to the connections of an attachment that is shown.
-pub(super) fn show_nat_ips(shown: &mut Json, record: &Record<ServiceAttachment>, world: &World) {
-    let Some(Value::Array(items)) = shown.get_mut("connectedEndpoints") else { return };
-    for (item, psc) in items.iter_mut().zip(service_attachment::connections(record, world)) {
-        if let Some(nat) = psc.connection.nat {
-            item["natIps"] = json!([nat.to_string()]);
-        }
-    }
 }

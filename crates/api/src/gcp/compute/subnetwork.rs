@@ -7,12 +7,16 @@ use control::{
 };
 use model::{
     fault::Fault,
+    name::Link,
     vpc::{self, FlowLogs, FlowMetadata, ProxyRole, Purpose},
 };
 use serde_json::{Value, json};
 
-use super::wire::{Fields, Json, Level, Lock, Wire, put_some};
-use crate::schema;
+use super::{
+    verbs::{Policies, Visit},
+    wire::{Around, Fields, Json, Level, Lock, Wire, put_some},
+};
+use crate::{call::Answer, error, schema};
 
 const PURPOSES: &[(&str, Purpose)] = &[
     ("PRIVATE", Purpose::Private),
@@ -47,6 +51,9 @@ impl Wire for vpc::Subnetwork {
     const LOCK: Lock = Lock::Required;
     const PATCH: Option<&'static str> = Some("patch");
 
+    const POLICIES: Option<Policies> =
+        Some(Policies { get: "compute.subnetworks.getIamPolicy", set: "compute.subnetworks.setIamPolicy" });
+
     fn read(fields: &Fields<'_>) -> Result<Self, Fault> {
         let purpose = fields.word("purpose", PURPOSES)?.unwrap_or(Purpose::Private);
         Ok(vpc::Subnetwork {
@@ -77,6 +84,57 @@ impl Wire for vpc::Subnetwork {
                 out.insert("enableFlowLogs".into(), true.into());
             }
             out.insert("logConfig".into(), write_flow_logs(logs));
+        }
+    }
+
+    fn follow(&mut self, before: &Self) -> Result<(), Fault> {
+        if self.range != before.range {
+            let why = "The range can only be changed by expandIpCidrRange.";
+            return Err(Fault::invalid_value("ipCidrRange", &self.range.to_string(), why));
+        }
+        Ok(())
+    }
+
+    /// The older flag follows `logConfig.enable`, and the other way round.
+    fn align(shown: &mut Json, patch: &Json) {
+        let enable = patch.get("logConfig").and_then(|config| config.get("enable")).filter(|v| !v.is_null());
+        match (enable, patch.get("enableFlowLogs"), shown.get_mut("logConfig")) {
+            (Some(_), None, _) => {
+                shown.remove("enableFlowLogs");
+            }
+            (None, Some(flag), Some(Value::Object(config))) => {
+                config.insert("enable".into(), flag.clone());
+            }
+            (_, _, _) => {}
+        }
+    }
+
+    fn verb(visit: &Visit<'_>, link: &Link, verb: &str) -> Answer {
+        match verb {
+            "expandIpCidrRange" => {
+                let body = visit.body("SubnetworksExpandIpCidrRangeRequest")?;
+                visit.change_by::<Self>(link, verb, "compute.subnetworks.expandIpCidrRange", |world, record| {
+                    let around = Around { world, link };
+                    let fields = Fields::new(&body, &around);
+                    let range = fields.cidr("ipCidrRange")?.ok_or_else(|| fields.required("ipCidrRange"))?;
+                    if range == record.spec.range {
+                        let why = format!("New IP range must be larger than the existing range {range}.");
+                        return Err(fields.fault("ipCidrRange", &range.to_string(), &why));
+                    }
+                    record.spec.range = range;
+                    Ok(())
+                })
+            }
+            "setPrivateIpGoogleAccess" => {
+                let body = visit.body("SubnetworksSetPrivateIpGoogleAccessRequest")?;
+                let permission = "compute.subnetworks.setPrivateIpGoogleAccess";
+                visit.change_by::<Self>(link, verb, permission, |world, record| {
+                    let wanted = Fields::new(&body, &Around { world, link }).flag("privateIpGoogleAccess")?;
+                    record.spec.private_ip_google_access = wanted.unwrap_or(false);
+                    Ok(())
+                })
+            }
+            _ => Err(error::unknown_method()),
         }
     }
 }
@@ -119,18 +177,4 @@ fn write_flow_logs(logs: &FlowLogs) -> Value {
         "flowSampling": logs.sampling,
         "metadata": metadata,
     })
-}
-
-/// A patch over a subnet as it is shown: the older flag follows `logConfig.enable`, and the other way round.
-pub(super) fn align_flags(shown: &mut Json, patch: &Json) {
-    let by_config = patch.get("logConfig").and_then(|config| config.get("enable")).filter(|v| !v.is_null());
-    if let Some(enable) = by_config {
-        if !patch.contains_key("enableFlowLogs") {
-            shown.insert("enableFlowLogs".into(), enable.clone());
-        }
-    } else if let (Some(enable), Some(Value::Object(config))) =
-        (patch.get("enableFlowLogs"), shown.get_mut("logConfig"))
-    {
-        config.insert("enable".into(), enable.clone());
-    }
 }

@@ -18,7 +18,12 @@ use model::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::schema;
+use super::verbs::{Policies, Visit};
+use crate::{
+    call::{Answer, Query},
+    error, schema,
+    support::Admitted,
+};
 
 pub(super) type Json = Map<String, Value>;
 
@@ -30,6 +35,7 @@ pub(super) trait Wire: Kind {
     const GET: &'static str;
     const LIST: &'static str;
     const SET_LABELS: Option<&'static str> = None;
+    const POLICIES: Option<Policies> = None;
     /// How strictly a change must name the state it starts from.
     const LOCK: Lock = Lock::None;
     /// Which of `PATCH` and `PUT` there are, as the type of their operations.
@@ -44,6 +50,35 @@ pub(super) trait Wire: Kind {
 
     /// Adds what is special to this kind; [`show`] adds the rest.
     fn write(record: &Record<Self>, world: &World, out: &mut Json);
+
+    /// Fields that are shown when nobody said anything about them.
+    fn defaults(_record: &Record<Self>) -> Json {
+        Map::new()
+    }
+
+    /// Carries over from `before` what a change keeps although the wire does not show it, and refuses what only a verb
+    /// of its own may change.
+    fn follow(&mut self, _before: &Self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// Makes the shown resource ready for a patch to be laid over it.
+    fn align(_shown: &mut Json, _patch: &Json) {}
+
+    /// What a query parameter of `get` adds.
+    fn embellish(_query: &Query, _record: &Record<Self>, _world: &World, _shown: &mut Json) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    /// A method of this kind alone.
+    fn verb(_visit: &Visit<'_>, _link: &Link, _verb: &str) -> Answer {
+        Err(error::unknown_method())
+    }
+
+    /// The refusal of a resource that is not there.
+    fn absent(link: &Link) -> Fault {
+        Fault::not_found(link)
+    }
 
     /// The type of the operation that creates one.
     fn insert_verb(&self) -> &'static str {
@@ -112,10 +147,8 @@ pub(super) fn show<K: Wire>(record: &Record<K>, world: &World) -> Json {
         }
     }
     out.insert("selfLink".into(), link.url().into());
-    for (name, value) in &record.inert {
-        lay_over(out.entry(name.clone()).or_insert(Value::Null), value);
-    }
-    out
+    let shown = Admitted::shown(out, &record.inert);
+    Admitted::shown(shown, &K::defaults(record))
 }
 
 /// The self link whose last segment is the number of this incarnation.
