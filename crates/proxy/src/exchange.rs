@@ -264,14 +264,21 @@ fn response_head_bytes(response: &http::response::Parts) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use model::{planned::edge::EdgeService, planned::edge::Invokers, record::RequestRecord, run::Ingress};
+pub(crate) mod tests {
+    use model::{
+        planned::edge::{EdgeService, FromProxy, Invokers},
+        run::Ingress,
+    };
 
     use super::*;
     use crate::outbox::Frame;
 
-    #[test]
-    fn what_is_written_is_exactly_a_request_record() {
+    /// A request for this path that was refused, over already.
+    pub(crate) fn refused(outbox: &Rc<Outbox>, path: &str) {
+        exchange(outbox, path).refused(Refusal::Forbidden);
+    }
+
+    fn exchange(outbox: &Rc<Outbox>, path: &str) -> Exchange {
         let key = ServiceKey {
             project: "producer-1".parse().unwrap(),
             region: "asia-northeast1".parse().unwrap(),
@@ -284,24 +291,25 @@ mod tests {
             invokers: Invokers::default(),
             traffic: vec![],
         };
-        let outbox = Rc::new(Outbox::default());
-        let parties = Parties {
-            service: Rc::new(Service { key: key.clone(), plan }),
-            listener: None,
-            remote: [10, 0, 3, 2].into(),
-        };
-        let request = http::Request::post("/a?b").header("referer", "r\u{e9}").body(()).unwrap();
+        let service = Rc::new(Service { key, plan });
+        let parties = Parties { service, listener: None, remote: [10, 0, 3, 2].into() };
+        let request = http::Request::post(path).header("referer", "r\u{e9}").body(()).unwrap();
         let head = Head::of(&request.into_parts().0, "http", "h");
         let trace = Trace { id: 0xabc, span: 0xdef, sampled: true };
-        let mut exchange = Exchange::begin(outbox, parties, Arrival::now(), head, trace);
+        Exchange::begin(outbox.clone(), parties, Arrival::now(), head, trace)
+    }
+
+    #[test]
+    fn what_is_written_is_exactly_a_request_record() {
+        let mut exchange = exchange(&Rc::default(), "/a?b");
         exchange.refused(Refusal::Forbidden);
         let entry = exchange.entry.take().unwrap();
         let written = serde_json::to_value(Frame::Records(vec![entry])).unwrap();
-        let read: model::planned::edge::FromProxy = serde_json::from_value(written.clone()).unwrap();
+        let read: FromProxy = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), written, "no field more and none less");
-        let model::planned::edge::FromProxy::Requests(records) = read else { panic!("{read:?}") };
-        let record: &RequestRecord = &records[0];
-        assert_eq!((&record.service, record.status, record.url.as_str()), (&key, 403, "http://h/a?b"));
+        let FromProxy::Requests(records) = read else { panic!("{read:?}") };
+        let record = &records[0];
+        assert_eq!((record.service.name.as_str(), record.status, record.url.as_str()), ("shop", 403, "http://h/a?b"));
         assert_eq!(record.trace, format!("{:032x}", 0xabc));
         assert_eq!(record.span, format!("{:016x}", 0xdef));
     }

@@ -120,3 +120,12 @@ async fn tick(proxy: Rc<Proxy>) {
 async fn accept_again() {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_answer_when_no_connection_fits_is_as_long_as_it_says() {
+        let (head, body) = super::FULL.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}", body.len())));
+    }
+}

@@ -191,3 +191,76 @@ impl Outbox {
         Next::Send(Frame::Records(records.drain(..count).collect()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::tests::refused;
+
+    fn urls(frame: &Frame) -> Vec<String> {
+        match serde_json::from_value(serde_json::to_value(frame).unwrap()).unwrap() {
+            FromProxy::Requests(records) => records.into_iter().map(|record| record.url).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn send(outbox: &Outbox) -> Option<Frame> {
+        let much_later = Instant::now() + Duration::from_secs(60);
+        match outbox.next(much_later) {
+            Next::Send(frame) => Some(frame),
+            Next::Wait(_) | Next::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn records_wait_for_control_up_to_the_limit_and_the_lost_ones_are_counted() {
+        let outbox = Rc::new(Outbox::default());
+        for _ in 0..LOG_QUEUE_MAX + 5 {
+            refused(&outbox, "/");
+        }
+        outbox.connect();
+        assert!(matches!(send(&outbox), Some(Frame::Message(FromProxy::Lost { records: 5 }))));
+        let mut came = 0;
+        while let Some(Frame::Records(batch)) = send(&outbox) {
+            assert!(batch.len() <= RECORD_BATCH_MAX);
+            came += batch.len();
+        }
+        assert_eq!(came, LOG_QUEUE_MAX);
+    }
+
+    #[test]
+    fn a_batch_that_was_not_sent_goes_first_the_next_time() {
+        let outbox = Rc::new(Outbox::default());
+        for path in ["/1", "/2"] {
+            refused(&outbox, path);
+        }
+        let batch = send(&outbox).unwrap();
+        refused(&outbox, "/3");
+        outbox.put_back(batch);
+        assert_eq!(urls(&send(&outbox).unwrap()), ["http://h/1", "http://h/2", "http://h/3"]);
+        assert!(send(&outbox).is_none());
+    }
+
+    #[test]
+    fn a_record_waits_a_moment_for_company_and_no_longer() {
+        let outbox = Rc::new(Outbox::default());
+        refused(&outbox, "/1");
+        let now = Instant::now();
+        assert!(matches!(outbox.next(now), Next::Wait(time) if time <= RECORD_BATCH_WAIT));
+        assert!(matches!(outbox.next(now + RECORD_BATCH_WAIT), Next::Send(Frame::Records(_))));
+        for _ in 0..RECORD_BATCH_MAX {
+            refused(&outbox, "/");
+        }
+        assert!(matches!(outbox.next(Instant::now()), Next::Send(Frame::Records(_))), "a full batch does not wait");
+    }
+
+    #[test]
+    fn reports_for_a_control_that_is_gone_are_not_kept() {
+        let outbox = Outbox::default();
+        outbox.report(FromProxy::Applied(1));
+        outbox.connect();
+        assert!(send(&outbox).is_none());
+        outbox.report(FromProxy::Applied(2));
+        assert!(matches!(send(&outbox), Some(Frame::Message(FromProxy::Applied(2)))));
+    }
+}

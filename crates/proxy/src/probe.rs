@@ -59,20 +59,31 @@ async fn check(check: &ProbeCheck, instance: &EdgeInstance) -> Result<Family, St
     }
 }
 
-/// Connects, again and again, over either family.
+/// Connects, again and again, over either family; IPv6 is taken where both work, for only it carries the source of a
+/// request.
 pub async fn knock(instance: &EdgeInstance, port: u16) -> (TcpStream, Family) {
     let v6 = SocketAddr::from((instance.v6, port));
     let v4 = SocketAddr::from((instance.v4, port));
     let mut pause = PROBE_RETRY_MIN;
     loop {
-        for (target, family) in [(v6, Family::V6), (v4, Family::V4)] {
-            if let Ok(Ok(stream)) = timeout(PROBE_CONNECT_MAX, dial(target, None)).await {
-                return (stream, family);
-            }
+        // While the sandbox is being built a SYN is lost rather than refused: the first tries are short.
+        let patience = (pause * 5).min(PROBE_CONNECT_MAX);
+        if let Some(stream) = connect(v6, patience).await {
+            return (stream, Family::V6);
+        }
+        if let Some(stream) = connect(v4, patience).await {
+            return match connect(v6, PROBE_CONNECT_MAX).await {
+                Some(stream) => (stream, Family::V6),
+                None => (stream, Family::V4),
+            };
         }
         sleep(pause).await;
         pause = (pause * 2).min(PROBE_RETRY_MAX);
     }
+}
+
+async fn connect(to: SocketAddr, patience: Duration) -> Option<TcpStream> {
+    timeout(patience, dial(to, None)).await.ok()?.ok()
 }
 
 /// A GET that must be answered with 200 to 399.
