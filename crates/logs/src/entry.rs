@@ -61,20 +61,19 @@ pub fn duration_text(ns: u64) -> String {
     format!("{s}.{}s", &fraction[..shown])
 }
 
-/// How grave. The numbers are those of `google.logging.type.LogSeverity`; filters compare them.
+/// How grave, from the least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u16)]
 pub enum Severity {
     #[default]
-    Default = 0,
-    Debug = 100,
-    Info = 200,
-    Notice = 300,
-    Warning = 400,
-    Error = 500,
-    Critical = 600,
-    Alert = 700,
-    Emergency = 800,
+    Default,
+    Debug,
+    Info,
+    Notice,
+    Warning,
+    Error,
+    Critical,
+    Alert,
+    Emergency,
 }
 
 impl Severity {
@@ -90,8 +89,19 @@ impl Severity {
         Severity::Emergency,
     ];
 
+    /// The number in `google.logging.type.LogSeverity`.
     pub fn number(self) -> u16 {
-        self as u16
+        match self {
+            Severity::Default => 0,
+            Severity::Debug => 100,
+            Severity::Info => 200,
+            Severity::Notice => 300,
+            Severity::Warning => 400,
+            Severity::Error => 500,
+            Severity::Critical => 600,
+            Severity::Alert => 700,
+            Severity::Emergency => 800,
+        }
     }
 
     pub fn as_str(self) -> &'static str {

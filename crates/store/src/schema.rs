@@ -27,4 +27,12 @@ pub enum Rewrite {
 /// `MIGRATIONS[n]` leads from form n + 1 to form n + 2.
 pub(crate) const MIGRATIONS: &[Migration] = &[];
 
-const _: () = assert!(MIGRATIONS.len() as u64 + 1 == FORM, "every form has the step that leads to it");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_has_the_step_that_leads_to_it() {
+        assert_eq!(u64::try_from(MIGRATIONS.len()), Ok(FORM - 1));
+    }
+}
