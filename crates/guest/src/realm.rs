@@ -146,7 +146,8 @@ async fn serve_dns_udp(guest: Arc<Guest>, realm: Realm, socket: UdpSocket) {
     let mut query = vec![0; DNS_QUERY_BYTES_MAX];
     loop {
         let Ok((len, peer)) = socket.recv_from(&mut query).await else {
-            // An error of an earlier answer (the client is gone); the socket goes on.
+            // The interface went down, perhaps; the socket goes on, and should it not, we do not spin.
+            tokio::time::sleep(ACCEPT_AGAIN).await;
             continue;
         };
         if let Some(answer) = dns::answer(&guest.world.zone(realm), &query[..len], Transport::Udp) {

@@ -35,13 +35,16 @@ pub async fn listen(guest: Arc<Guest>, door: UnixListener) {
     let mut _current = None;
     loop {
         tokio::select! {
-            accepted = door.accept() => match accepted.and_then(|(stream, _)| receive(stream, newest + 1, sender.clone())) {
-                Ok(connection) => {
-                    newest += 1;
-                    _current = Some(connection);
+            accepted = door.accept() => {
+                let received = accepted.and_then(|(stream, _)| receive(stream, newest + 1, sender.clone()));
+                match received {
+                    Ok(connection) => {
+                        newest += 1;
+                        _current = Some(connection);
+                    }
+                    Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
                 }
-                Err(_) => tokio::time::sleep(ACCEPT_AGAIN).await,
-            },
+            }
             Some((number, frame, fds)) = receiver.recv() => {
                 if number == newest {
                     realms.apply(newest, frame, fds);

@@ -9,9 +9,25 @@ use model::{
     limits::METADATA_CONNECTIONS_PER_PEER_MAX,
     planned::guest::{GuestItem, GuestKey, Machine, MintRefusal, Sockets, ToGuest, Want},
 };
+use proptest::prelude::*;
 use scene::{CONTAINER, CONTAINER_ACCOUNT, Minting, NOBODY, Scene, VM, VM_ACCOUNT, container, seat, vm};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PATHS: &str = "(/[a-z%0-9.+-]{0,8}){0,8}";
+
+proptest! {
+    #[test]
+    fn no_request_line_makes_it_panic_or_find_a_foreign_account(path in PATHS, query in "[a-z_&=%0-9+.]{0,30}") {
+        let uri = format!("/computeMetadata/v1/instance/service-accounts{path}?{query}");
+        let request = http::Request::get(uri).header("metadata-flavor", "Google").body(());
+        if let Ok(request) = request {
+            let step = guest::metadata::consider(&request.into_parts().0, Some(&vm()));
+            let shown = format!("{step:?}");
+            prop_assert!(!shown.contains(CONTAINER_ACCOUNT));
+        }
+    }
+}
 
 const TOKEN: &str = "/computeMetadata/v1/instance/service-accounts/default/token";
 const IDENTITY: &str = "/computeMetadata/v1/instance/service-accounts/default/identity";
@@ -158,6 +174,15 @@ async fn what_breaks_the_rules_is_refused() {
 }
 
 #[tokio::test]
+async fn head_is_get_without_the_body() {
+    let scene = Scene::open().await;
+    let path = "/computeMetadata/v1/instance/name";
+    let head = format!("HEAD {path} HTTP/1.1\r\nHost: m\r\nConnection: close\r\nMetadata-Flavor: Google\r\n\r\n");
+    let reply = scene.raw(VM, &head).await;
+    assert_eq!((reply.said(), reply.header("content-length")), ((200, ""), Some("7")));
+}
+
+#[tokio::test]
 async fn the_refusal_pages_say_what_clients_show() {
     let scene = Scene::open().await;
     let page = scene.get_with(VM, "/computeMetadata/v1/a", "").await;
@@ -262,9 +287,8 @@ async fn nothing_in_a_request_makes_it_anothers() {
         assert!(scene.get_with(VM, &query, &headers).await.body.contains("127.0.0.2 AccessToken"), "{headers}");
     }
     // As one talks to a proxy: the address in the request line is no address to us.
-    let proxied = format!(
-        "GET http://127.0.0.3{TOKEN} HTTP/1.1\r\nHost: 127.0.0.3\r\nConnection: close\r\nMetadata-Flavor: Google\r\n\r\n"
-    );
+    let line = format!("GET http://127.0.0.3{TOKEN} HTTP/1.1\r\nHost: 127.0.0.3\r\n");
+    let proxied = format!("{line}Connection: close\r\nMetadata-Flavor: Google\r\n\r\n");
     assert!(scene.raw(VM, &proxied).await.body.contains("127.0.0.2 AccessToken"));
     let asked = scene.asked.lock().unwrap();
     assert!(asked.iter().all(|(seat, _)| seat.address == VM), "{asked:?}");

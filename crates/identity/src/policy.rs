@@ -68,7 +68,7 @@ impl Authorized {
     }
 }
 
-/// Whether any policy of `chain` (the resource's own, its project's, … its organisation's) gives `who` the permission.
+/// Whether a policy of `chain` (the resource's own, its project's, … its organisation's) gives `who` the permission.
 /// A lower policy adds to a higher one and takes nothing away. A binding with a condition gives nothing.
 pub fn decide(chain: &[&Policy], who: Caller<'_>, permission: Permission) -> Decision {
     let mut giving = grants(chain, permission);
@@ -246,7 +246,8 @@ pub fn canonical(
     let members = asked.iter().map(|binding| binding.members.len()).sum::<usize>();
     if members > POLICY_MEMBERS_MAX {
         let why = format!(
-            "The number of members in the policy ({members}) is larger than the maximum allowed size {POLICY_MEMBERS_MAX}."
+            "The number of members in the policy ({members}) is larger than the maximum allowed size \
+             {POLICY_MEMBERS_MAX}."
         );
         return Err(Fault::invalid(why));
     }

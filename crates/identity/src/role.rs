@@ -164,12 +164,16 @@ const TABLE: &[Row] = &[
 
     // ---- Cloud Run ----
     role("roles/run.admin", "Cloud Run Admin", "Everything of Cloud Run.", &["run.*.*", PROJECTS]),
-    role("roles/run.developer", "Cloud Run Developer", "Everything of Cloud Run but its policies.", &["run.*.*", PROJECTS])
+    role("roles/run.developer", "Cloud Run Developer",
+        "Everything of Cloud Run but its policies.", &["run.*.*", PROJECTS])
         .without(&["run.*.setIamPolicy"]),
-    role("roles/run.viewer", "Cloud Run Viewer", "Sees Cloud Run resources and their policies.", &["run.*.{get*,list}", PROJECTS]),
-    role("roles/run.invoker", "Cloud Run Invoker", "Calls services and runs jobs.", &["run.routes.invoke", "run.jobs.run"]),
+    role("roles/run.viewer", "Cloud Run Viewer",
+        "Sees Cloud Run resources and their policies.", &["run.*.{get*,list}", PROJECTS]),
+    role("roles/run.invoker", "Cloud Run Invoker",
+        "Calls services and runs jobs.", &["run.routes.invoke", "run.jobs.run"]),
     role("roles/run.servicesInvoker", "Cloud Run Service Invoker", "Calls services.", &["run.routes.invoke"]),
-    role("roles/run.jobsExecutor", "Cloud Run Jobs Executor", "Runs and cancels jobs.", &["run.executions.cancel", "run.jobs.run"]),
+    role("roles/run.jobsExecutor", "Cloud Run Jobs Executor",
+        "Runs and cancels jobs.", &["run.executions.cancel", "run.jobs.run"]),
     role("roles/run.jobsExecutorWithOverrides", "Cloud Run Jobs Executor With Overrides",
         "Runs jobs, also with other arguments, and cancels them.",
         &["run.executions.cancel", "run.jobs.{run,runWithOverrides}"]),
@@ -213,7 +217,8 @@ const TABLE: &[Row] = &[
         "compute.instances.{get,getGuestAttributes,getSerialPortOutput,list}",
         "compute.networks.{get,getEffectiveFirewalls,list}", "compute.projects.get",
     ]),
-    role("roles/compute.loadBalancerAdmin", "Compute Load Balancer Admin", "Load balancers and what they consist of.", &[
+    role("roles/compute.loadBalancerAdmin", "Compute Load Balancer Admin",
+        "Load balancers and what they consist of.", &[
         COMPUTE_OPERATIONS, PROJECTS, SERVICES,
         "compute.{addresses,forwardingRules,globalAddresses,globalForwardingRules}.*",
         "compute.{regionBackendServices,regionNetworkEndpointGroups,regionTargetHttpProxies,regionUrlMaps}.*",
@@ -242,7 +247,8 @@ const TABLE: &[Row] = &[
     role("roles/compute.osAdminLogin", "Compute OS Admin Login", "Logs in to virtual machines as administrator.", &[
         "compute.instances.{get,list,osAdminLogin,osLogin}", "compute.projects.get", PROJECTS, SERVICES,
     ]),
-    role("roles/compute.serviceAgent", "Compute Engine Service Agent", "What Compute Engine itself needs in a project.", &[
+    role("roles/compute.serviceAgent", "Compute Engine Service Agent",
+        "What Compute Engine itself needs in a project.", &[
         "compute.*.*", "iam.serviceAccounts.{actAs,getAccessToken,getOpenIdToken}", PROJECTS, SERVICES,
     ]).without(&["*.*.setIamPolicy"]),
 
@@ -257,7 +263,8 @@ const TABLE: &[Row] = &[
     role("roles/iam.workloadIdentityUser", "Workload Identity User", "Speaks as service accounts from outside.",
         &["iam.serviceAccounts.{get,getAccessToken,getOpenIdToken,list}"]),
     role("roles/iam.serviceAccountAdmin", "Service Account Admin", "Makes and manages service accounts.", &[
-        "iam.serviceAccounts.{create,delete,disable,enable,get,getIamPolicy,list,setIamPolicy,undelete,update}", PROJECTS,
+        "iam.serviceAccounts.{create,delete,disable,enable,get,getIamPolicy,list,setIamPolicy,undelete,update}",
+        PROJECTS,
     ]),
     role("roles/iam.serviceAccountCreator", "Create Service Accounts", "Makes service accounts.",
         &["iam.serviceAccounts.{create,get,list}", PROJECTS]),
@@ -267,12 +274,14 @@ const TABLE: &[Row] = &[
         &["iam.serviceAccountKeys.{get,list}", "iam.serviceAccounts.{get,getIamPolicy,list}", PROJECTS]),
     role("roles/iam.serviceAccountKeyAdmin", "Service Account Key Admin", "Makes and revokes keys of service accounts.",
         &["iam.serviceAccountKeys.*", "iam.serviceAccounts.{get,list}", PROJECTS]),
-    role("roles/iam.roleViewer", "Role Viewer", "Sees roles.", &["iam.roles.{get,list}", "resourcemanager.projects.{get,getIamPolicy}"]),
+    role("roles/iam.roleViewer", "Role Viewer",
+        "Sees roles.", &["iam.roles.{get,list}", "resourcemanager.projects.{get,getIamPolicy}"]),
     role("roles/iam.securityReviewer", "Security Reviewer", "Lists resources and sees their policies.",
         &["*.*.{getIamPolicy,list}", "iam.{roles,serviceAccountKeys,serviceAccounts}.get", "resourcemanager.*.get"])
         .without(&["logging.*.list"]),
     role("roles/iam.securityAdmin", "Security Admin", "Lists resources, sees and sets their policies.",
-        &["*.*.{getIamPolicy,list,setIamPolicy}", "iam.{roles,serviceAccountKeys,serviceAccounts}.get", "resourcemanager.*.get"])
+        &["*.*.{getIamPolicy,list,setIamPolicy}", "iam.{roles,serviceAccountKeys,serviceAccounts}.get",
+        "resourcemanager.*.get"])
         .without(&["logging.*.list"]),
 
     // ---- Resource Manager, service usage ----
