@@ -15,3 +15,26 @@ pub mod run_v1;
 pub mod run_v2;
 pub mod serviceusage;
 pub mod who;
+
+use std::sync::Arc;
+
+use control::{ops::Control, tokens::Mint};
+use logs::Journal;
+
+use crate::{call::Router, host::Service};
+
+/// Every API of ours behind its host.
+pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> Router {
+    let (c, m) = (|| control.clone(), || mint.clone());
+    let oauth = Arc::new(oauth::OAuth { control: c(), mint: m() });
+    Router::new()
+        .with(Service::Compute, Arc::new(compute::Compute { control: c(), mint: m() }))
+        .with(Service::Run, Arc::new(run::Run { control: c(), mint: m() }))
+        .with(Service::Iam, Arc::new(iam::Iam { control: c(), mint: m() }))
+        .with(Service::IamCredentials, Arc::new(iam::IamCredentials { control: c(), mint: m() }))
+        .with(Service::ResourceManager, Arc::new(crm::ResourceManager { control: c(), mint: m() }))
+        .with(Service::ServiceUsage, Arc::new(serviceusage::ServiceUsage { control: c(), mint: m() }))
+        .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal }))
+        .with(Service::OAuth, oauth.clone())
+        .with(Service::Accounts, oauth)
+}

@@ -116,6 +116,20 @@ pub fn serve(config: Config) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// What this machine can enforce, tried in a run directory that must not be a living cloud's.
+pub fn facts(config: &Config) -> Result<BTreeMap<String, String>, AgentError> {
+    let (events, _) = mpsc::channel();
+    let launcher = sandbox::Config {
+        cloud: config.cloud.clone(),
+        run_dir: config.run_dir.clone(),
+        state_dir: config.state_dir.clone(),
+        shim_argv: config.shim_argv.clone(),
+    };
+    let sandboxes = Launched::new(launcher, events).map_err(|source| AgentError::Sandboxes { source })?;
+    let mut hands = Hands::open(&config.run_dir).map_err(|source| AgentError::Kernel { source })?;
+    Ok(facts::gather(&mut hands, sandboxes.facts()))
+}
+
 /// Ends every sandbox and removes every namespace of a cloud whose host process has ended. Blocks until all is gone.
 pub fn take_down(config: &Config) -> Result<(), AgentError> {
     let sandboxes = |source: sandbox::Error| AgentError::Sandboxes { source: source.into() };

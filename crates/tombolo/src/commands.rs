@@ -12,7 +12,7 @@ use crate::{
     Outcome,
     cloud::{CloudName, Dirs},
     operator::{Answer, Ask, ask_running},
-    roles, up,
+    roles, terminal, up,
 };
 
 #[derive(clap::Args, Clone, Debug)]
@@ -152,7 +152,7 @@ pub fn ssh(args: &SshArgs) -> Outcome {
     let dirs = Dirs::of(&args.cloud.cloud);
     let find = Ask::FindVm { project: args.project.clone(), name: args.vm.clone() };
     let Answer::Vm { workload, .. } = ask_running(&dirs, &find)? else { return Err("unexpected answer".into()) };
-    roles::exec(&dirs, &workload, &args.command)
+    Ok(ExitCode::from(terminal::exec(&dirs.run, &workload, &args.command)?))
 }
 
 pub fn load(args: &LoadArgs) -> Outcome {

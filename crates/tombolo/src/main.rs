@@ -8,6 +8,7 @@ mod commands;
 mod demo;
 mod operator;
 mod roles;
+mod terminal;
 mod up;
 
 use std::process::ExitCode;
@@ -66,8 +67,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Errors of commands are for people: a sentence, its causes, and what to do next where we know it.
-type Outcome<T = ExitCode> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+/// What a command ends with.
+type Outcome<T = ExitCode> = tombolo::Outcome<T>;
 
 fn run(command: Command) -> Outcome {
     match command {

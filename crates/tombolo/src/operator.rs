@@ -5,7 +5,6 @@ use std::{
     collections::BTreeMap,
     io,
     os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -69,10 +68,17 @@ pub fn ask_running(dirs: &Dirs, question: &Ask) -> Outcome<Answer> {
     }
 }
 
-/// Answers on `path` until the process ends. One thread per operator, of whom there are few.
-pub fn serve(path: PathBuf, answer: impl Fn(Ask) -> Answer + Send + Sync + 'static) -> io::Result<()> {
+/// The socket, made while there is still the privilege to make it.
+pub fn bind(dirs: &Dirs) -> io::Result<UnixListener> {
+    let path = dirs.socket("operator.sock");
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers until the process ends. One thread per operator, of whom there are few.
+pub fn serve(listener: UnixListener, answer: impl Fn(Ask) -> Answer + Send + Sync + 'static) -> io::Result<()> {
     let answer = Arc::new(answer);
     std::thread::Builder::new().name("operator".to_owned()).spawn(move || {
         let asking = Arc::new(());

@@ -1,0 +1,178 @@
+//! The roles: what each process is given, and which privileges it keeps.
+
+mod control;
+mod privilege;
+
+use std::{
+    ffi::OsString,
+    fmt,
+    net::SocketAddr,
+    path::Path,
+    process::ExitCode,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Outcome,
+    cloud::{CloudName, Dirs},
+};
+
+/// The processes of a cloud beside its shims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Host,
+    Proxy,
+    Guest,
+    Control,
+}
+
+impl Role {
+    /// In the order in which they are started.
+    pub const ALL: [Role; 4] = [Role::Host, Role::Control, Role::Proxy, Role::Guest];
+
+    fn name(self) -> &'static str {
+        match self {
+            Role::Host => "host",
+            Role::Proxy => "proxy",
+            Role::Guest => "guest",
+            Role::Control => "control",
+        }
+    }
+
+    /// The uid and gid that an unprivileged role takes: numbers that no distribution hands out, one for each, so that
+    /// none of them can touch another's files or memory.
+    fn uid(self) -> Option<u32> {
+        match self {
+            Role::Host => None,
+            Role::Control => Some(500_000_001),
+            Role::Proxy => Some(500_000_002),
+            Role::Guest => Some(500_000_003),
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Role, String> {
+        Role::ALL.into_iter().find(|r| r.name() == text).ok_or_else(|| format!("no role is called {text:?}"))
+    }
+}
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    role: Role,
+    #[arg(long)]
+    cloud: CloudName,
+    #[arg(long)]
+    listen: SocketAddr,
+    #[arg(long)]
+    ephemeral: bool,
+    #[arg(long)]
+    idle_instance: u64,
+    #[arg(long)]
+    psc_idle: u32,
+}
+
+/// How long a role waits for what another one makes at its start.
+const START_MAX: Duration = Duration::from_secs(20);
+
+pub fn run(args: Args) -> Outcome {
+    // A role whose supervisor is gone would meet the roles of the next one.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    let dirs = Dirs::of(&args.cloud);
+    match args.role {
+        Role::Host => host(&args, &dirs),
+        Role::Control => control::run(&args, &dirs),
+        Role::Proxy => proxy(&dirs),
+        Role::Guest => guest(&dirs),
+    }
+}
+
+fn host_config(cloud: &CloudName, dirs: &Dirs) -> host::agent::Config {
+    host::agent::Config {
+        cloud: cloud.as_str().to_owned(),
+        run_dir: dirs.run.clone(),
+        state_dir: dirs.state.clone(),
+        shim_argv: vec![OsString::from("/proc/self/exe"), OsString::from("shim")],
+        control_uid: Role::Control.uid(),
+    }
+}
+
+fn host(args: &Args, dirs: &Dirs) -> Outcome {
+    sandbox::builtin::install(&dirs.state)?;
+    host::agent::serve(host_config(&args.cloud, dirs))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn proxy(dirs: &Dirs) -> Outcome {
+    let doors = proxy::Doors::bind(&dirs.run)?;
+    for socket in ["proxy.sock", "proxy-outside.sock"] {
+        privilege::give(&dirs.socket(socket), Role::Control)?;
+    }
+    let fabric = dirs.run.join("ns").join("fabric");
+    wait_for(&fabric)?;
+    privilege::enter_network(&fabric)?;
+    let connections = privilege::raise_open_files()?;
+    privilege::drop_to(Role::Proxy)?;
+    let _ = connections;
+    proxy::main(doors)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn guest(dirs: &Dirs) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let doors = {
+        let _inside = runtime.enter();
+        guest::Doors::bind(&dirs.run)?
+    };
+    privilege::give(&dirs.socket("guest.sock"), Role::Control)?;
+    privilege::drop_to(Role::Guest)?;
+    runtime.block_on(guest::serve(doors));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The host makes the fabric's namespace as its first act.
+fn wait_for(pin: &Path) -> Outcome<()> {
+    let deadline = Instant::now() + START_MAX;
+    while !privilege::is_namespace(pin) {
+        if Instant::now() > deadline {
+            return Err(format!("the host role did not make {}", pin.display()).into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+pub fn shim(_args: Vec<OsString>) -> Outcome {
+    let code = sandbox::shim_main();
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Ends every sandbox and removes every namespace, cgroup and mount of a cloud whose roles have ended.
+pub fn take_down(cloud: &CloudName, dirs: &Dirs) -> Outcome<()> {
+    host::agent::take_down(&host_config(cloud, dirs))?;
+    Ok(())
+}
+
+/// Unpacks a stranger's archive, without the privilege to do harm.
+pub fn unpack(cloud: &CloudName, dirs: &Dirs, path: &Path, name: &str) -> Outcome<control_world::ImageRecord> {
+    let _ = (cloud, dirs, path, name);
+    Err("loading images is not possible yet".into())
+}
+
+use ::control::world as control_world;
+
+pub fn doctor(cloud: &CloudName) -> Outcome {
+    let dirs = Dirs::of(cloud);
+    for (what, fact) in host::agent::facts(&host_config(cloud, &dirs))? {
+        println!("{what:<22} {fact}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

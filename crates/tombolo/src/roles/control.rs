@@ -1,0 +1,229 @@
+//! The control role: store, keys, doors and the driver, put together.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use api::{
+    call::BoxFuture,
+    door::{Beyond, Door, Rooms, Stream},
+    tls::Authority,
+};
+use control::{
+    driver::{Driver, Serving},
+    instances::Tuning,
+    ops::{Change, Control},
+    plan::Settings,
+    projects,
+    tokens::Mint,
+    world::ImageRecord,
+};
+use logs::{Bounds, Journal};
+use model::{lb, limits::TOKEN_LIFETIME, name::Scope, planned::edge::Outside, psc, time::Timestamp, vm, vpc};
+use store::{Embedded, Kv};
+use tokio::{io::AsyncWriteExt, net::UnixStream};
+
+use super::{Args, Role, privilege};
+use crate::{
+    Outcome,
+    cloud::Dirs,
+    operator::{self, Answer, Ask, Status},
+};
+
+/// The operator's token is written anew this often, long before it expires.
+const TOKEN_REFRESH: Duration = Duration::from_secs(TOKEN_LIFETIME.as_secs() / 2);
+/// Threads that serve the doors; commits block theirs for a disk's answer.
+const WORKERS: usize = 2;
+
+pub fn run(args: &Args, dirs: &Dirs) -> Outcome {
+    let own = dirs.control();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&own)?;
+    privilege::own(&own, Role::Control)?;
+    // Answers from the first moment on, so that nobody waits for a socket; before it can, it says that it cannot.
+    let stage: Arc<OnceLock<Stage>> = Arc::default();
+    let listener = operator::bind(dirs)?;
+    privilege::drop_to(Role::Control)?;
+    operator::serve(listener, {
+        let stage = stage.clone();
+        move |ask| stage.get().map_or_else(|| Answer::Refused("starting".to_owned()), |stage| stage.answer(ask))
+    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    runtime.block_on(serve(args, dirs, &stage))
+}
+
+async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
+    let own = dirs.control();
+    let store: Arc<dyn Kv> = match args.ephemeral {
+        true => Arc::new(Embedded::in_memory()),
+        false => Arc::new(Embedded::open(&own.join("store.redb"))?),
+    };
+    let journal = match args.ephemeral {
+        true => Journal::in_memory(Bounds::default()),
+        false => Journal::open(&own.join("logs"), Bounds::default())?,
+    };
+    let journal = Arc::new(journal);
+    let control = Arc::new(Control::open(store, Arc::new(now))?);
+    let mint = Arc::new(Mint::open(&control)?);
+    projects::bootstrap(&control, None)?;
+    add_builtin_images(&control)?;
+    keep_operator_token(control.clone(), mint.clone(), dirs.token());
+
+    let settings = Settings { psc_idle_s: args.psc_idle };
+    let tuning = Tuning { idle_keep: Duration::from_secs(args.idle_instance) };
+    let serving = Serving::new(tuning, mint.clone(), journal.clone());
+    tokio::spawn(Driver::new(control.clone(), &dirs.run, settings, serving).run());
+
+    let rooms = Rooms {
+        router: api::gcp::router(control.clone(), mint, journal),
+        beyond: Arc::new(ToProxy(dirs.socket("proxy-outside.sock"))),
+        authority: Authority::open(&own)?,
+        now: Box::new(now),
+    };
+    let door = Door::bind(args.listen, rooms).await?;
+    let stage = stage.set(Stage { control, door: door.local_addr()? });
+    debug_assert!(stage.is_ok(), "the stage is set once");
+    door.run().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The images that come with the binary; the host role has put their layer in its place.
+fn add_builtin_images(control: &Control) -> Outcome<()> {
+    for (name, image) in sandbox::builtin::images() {
+        let record = ImageRecord {
+            name,
+            digest: image.digest,
+            layers: image.layers,
+            entrypoint: image.entrypoint,
+            cmd: image.cmd,
+            env: image.env,
+            working_dir: image.workdir,
+            user: image.user,
+        };
+        add_image(control, &record)?;
+    }
+    Ok(())
+}
+
+fn add_image(control: &Control, record: &ImageRecord) -> Result<(), model::fault::Fault> {
+    control.commit(|world, txn| {
+        if world.images.get(&record.name) != Some(record) {
+            txn.push(Change::Image(Box::new(record.clone())));
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn keep_operator_token(control: Arc<Control>, mint: Arc<Mint>, path: PathBuf) {
+    let write = move || -> Outcome<()> {
+        let token = mint.operator_token(projects::ADMIN_DEFAULT, control.now())?;
+        let temporary = path.with_extension("new");
+        let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+        io::Write::write_all(&mut file, token.as_bytes())?;
+        fs::rename(&temporary, &path)?;
+        Ok(())
+    };
+    let first = write();
+    tokio::spawn(async move {
+        let mut last = first;
+        loop {
+            if let Err(error) = last {
+                eprintln!("control: cannot write the operator's token: {error}");
+            }
+            tokio::time::sleep(TOKEN_REFRESH).await;
+            last = write();
+        }
+    });
+}
+
+/// Requests to services' own names go to the proxy, which knows what may reach them from outside.
+struct ToProxy(PathBuf);
+
+impl Beyond for ToProxy {
+    fn carry(&self, first: Outside, mut client: Box<dyn Stream>) -> BoxFuture<'_, io::Result<()>> {
+        Box::pin(async move {
+            let mut proxy = UnixStream::connect(&self.0).await?;
+            let mut line = serde_json::to_vec(&first)?;
+            line.push(b'\n');
+            proxy.write_all(&line).await?;
+            tokio::io::copy_bidirectional(&mut client, &mut proxy).await?;
+            Ok(())
+        })
+    }
+}
+
+/// What the operator may ask of a control process that has started.
+struct Stage {
+    control: Arc<Control>,
+    door: std::net::SocketAddr,
+}
+
+impl Stage {
+    fn answer(&self, ask: Ask) -> Answer {
+        match ask {
+            Ask::Ready => Answer::Ready { door: self.door },
+            Ask::Status => Answer::Status(self.status()),
+            Ask::FindVm { project, name } => self.find_vm(project.as_deref(), &name),
+            Ask::AddImage(record) => match add_image(&self.control, &record) {
+                Ok(()) => Answer::Done,
+                Err(fault) => Answer::Refused(fault.message),
+            },
+        }
+    }
+
+    fn status(&self) -> Status {
+        let world = self.control.read();
+        let counts = [
+            ("projects", world.projects.len()),
+            ("networks", world.all::<vpc::Network>().count()),
+            ("subnetworks", world.all::<vpc::Subnetwork>().count()),
+            ("VMs", world.all::<vm::Instance>().count()),
+            ("forwarding rules", world.all::<lb::ForwardingRule>().count()),
+            ("service attachments", world.all::<psc::ServiceAttachment>().count()),
+            ("Private Service Connect endpoints", world.connections.len()),
+            ("services", world.services.len()),
+            ("instances and VMs running", world.seats.len()),
+        ];
+        Status {
+            door: Some(self.door),
+            revision: world.revision,
+            counts: counts.into_iter().map(|(what, n)| (what.to_owned(), n)).collect::<BTreeMap<_, _>>(),
+            vms: world.all::<vm::Instance>().map(|v| format!("{} {}", v.link, v.spec.address)).collect(),
+            services: world.services.keys().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn find_vm(&self, project: Option<&str>, name: &str) -> Answer {
+        let world = self.control.read();
+        let named = |vm: &&control::kind::Record<vm::Instance>| {
+            vm.link.name == name && project.is_none_or(|p| vm.link.project.as_str() == p)
+        };
+        let found: Vec<_> = world.all::<vm::Instance>().filter(named).collect();
+        let [vm] = found.as_slice() else {
+            return Answer::Refused(match found.len() {
+                0 => format!("no VM is called {name:?}: `tombolo status` lists them"),
+                _ => format!("several VMs are called {name:?}: say which with --project"),
+            });
+        };
+        let seat = world.seats.values().find(|s| matches!(&s.holder, control::world::Holder::Vm(l) if *l == vm.link));
+        match (seat, &vm.link.scope) {
+            (Some(seat), Scope::Zone(zone)) => Answer::Vm {
+                workload: seat.workload.to_string(),
+                project: vm.link.project.to_string(),
+                zone: zone.to_string(),
+            },
+            _ => Answer::Refused(format!("VM {name:?} is switched off")),
+        }
+    }
+}
