@@ -151,8 +151,10 @@ impl Hands {
     pub fn retain(&mut self) -> Result<(), KernelError> {
         let wanted: BTreeSet<String> = self.vpcs.keys().flat_map(|n| [names::vpc_ns(*n), names::edge_ns(*n)]).collect();
         for name in self.pins.names()? {
-            if name != names::FABRIC_NS && !wanted.contains(&name) {
-                self.delete_space(&name)?;
+            match names::network_of(&name) {
+                _ if name == names::FABRIC_NS || wanted.contains(&name) => {}
+                Some(network) => self.remove_vpc(network)?,
+                None => self.delete_space(&name)?,
             }
         }
         Ok(())

@@ -173,11 +173,24 @@ impl Vm {
         Server::on(listener).expect("a listening socket")
     }
 
-    /// Connects, or says what came instead within [`SILENCE`] (`TimedOut` where nothing came).
+    /// Connects, within [`PATIENCE`].
     pub fn connect(&self, to: &str) -> io::Result<TcpStream> {
+        self.dial(to, PATIENCE)
+    }
+
+    /// What came instead of a connection within [`SILENCE`]; `TimedOut` where nothing came. Fails the test when the
+    /// connection comes about.
+    pub fn refused(&self, to: &str) -> io::Error {
+        match self.dial(to, SILENCE) {
+            Ok(_) => panic!("{} reaches {to}", self.id),
+            Err(error) => error,
+        }
+    }
+
+    fn dial(&self, to: &str, wait: Duration) -> io::Result<TcpStream> {
         let to: SocketAddr = to.parse().expect("the test writes addresses");
         self.inside(|| {
-            let stream = TcpStream::connect_timeout(&to, SILENCE)?;
+            let stream = TcpStream::connect_timeout(&to, wait)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             Ok(stream)
         })

@@ -10,7 +10,7 @@ use host::{
     capture::Headers,
     names,
     net::{state, vpc},
-    netlink::conntrack,
+    netlink::{conntrack, expr::Step},
 };
 use lab::{Lab, packet, plan, tcp, until};
 use model::{
@@ -107,7 +107,7 @@ fn an_endpoint_that_does_not_forward_is_silent_and_nothing_reaches_the_producer(
     let server = lab.serve_vip(BANK, VIP);
     let edge = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::to_edge());
     let cable = lab.capture(&names::vpc_ns(NetworkId(SHOP)), &till.port());
-    assert_eq!(till.connect(ENDPOINT).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(till.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
     assert!(cable.headers().iter().any(Headers::opens), "the VM did try");
     assert!(cable.headers().iter().all(|h| h.src == v4("10.0.0.2")), "no RST and no ICMP came back");
     assert_eq!((edge.headers(), server.clients()), (vec![], vec![]));
@@ -121,7 +121,7 @@ fn an_endpoint_that_the_producer_does_not_publish_reaches_nothing_although_its_l
     let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
     let server = lab.serve_vip(BANK, VIP);
     let edge = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::to_edge());
-    assert_eq!(till.connect(ENDPOINT).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(till.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
     assert_eq!((edge.headers(), server.clients()), (vec![], vec![]));
 }
 
@@ -250,12 +250,12 @@ fn a_plan_without_translation_is_seen_on_the_wire_and_lets_nothing_through() {
     broken.tables[0].chains.get_mut("snat").unwrap().rules.clear();
     lab.hands().realm(Realm::Vpc(network)).unwrap().converge(&broken).unwrap();
     let edge = lab.capture(&names::vpc_ns(network), &names::to_edge());
-    assert_eq!(till.connect(ENDPOINT).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(till.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
     assert_eq!((edge.headers(), server.clients()), (vec![], vec![]), "the last rule drops it");
 
     broken.tables[0].chains.get_mut("last").unwrap().rules.clear();
     lab.hands().realm(Realm::Vpc(network)).unwrap().converge(&broken).unwrap();
-    assert_eq!(till.connect(ENDPOINT).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(till.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
     assert!(
         edge.headers().iter().any(|h| h.opens() && h.src == v4("10.0.0.2")),
         "without it the consumer's address leaks"
@@ -314,4 +314,24 @@ fn what_is_in_no_plan_is_gone_and_a_second_apply_changes_nothing() {
     assert_eq!(lab.hands().pins().names().unwrap(), ["vpc-7001"]);
     let links = &lab.hands().realm(Realm::Vpc(NetworkId(SHOP))).unwrap().links().by_name;
     assert!(!links.contains_key(&names::outgoing(NetworkId(BANK))));
+}
+
+#[test]
+fn a_vpc_that_has_its_fill_of_connections_takes_no_new_one_and_keeps_the_old() {
+    let mut lab = Lab::new();
+    let plan = plan::vpc(&[("a", "10.0.0.2"), ("b", "10.0.0.3")]);
+    apply(&mut lab, SHOP, &plan);
+    let [a, b] = [("a", "10.0.0.2"), ("b", "10.0.0.3")].map(|(name, address)| lab.vm(SHOP, name, address));
+    let _server = b.serve(80);
+    // The same program with a limit that a test can reach.
+    let mut small = vpc::router(&plan, &[].into());
+    let cap = &mut small.tables[0].chains.get_mut("cap").unwrap().rules[0].steps;
+    let limit = cap.iter_mut().find(|step| matches!(step, Step::ConnectionsOver(_))).unwrap();
+    *limit = Step::ConnectionsOver(2);
+    lab.hands().realm(Realm::Vpc(NetworkId(SHOP))).unwrap().converge(&small).unwrap();
+    let mut streams = [a.connect("10.0.0.3:80").unwrap(), a.connect("10.0.0.3:80").unwrap()];
+    assert_eq!(a.refused("10.0.0.3:80").kind(), io::ErrorKind::TimedOut);
+    for stream in &mut streams {
+        assert!(tcp::greeting(stream).is_ok());
+    }
 }
