@@ -70,10 +70,9 @@ async fn wait(workload: Arc<Workload>, hang: Hang) -> Answer {
             Some((etag, answer)) if etag != hang.etag || over => return answer,
             Some(_) => {}
         }
-        match tokio::time::timeout_at(until, identities.changed()).await {
+        if let Ok(Err(_)) = tokio::time::timeout_at(until, identities.changed()).await {
             // The workload has left its seat.
-            Ok(Err(_)) => return Answer::unavailable(),
-            Ok(Ok(())) | Err(_) => {}
+            return Answer::unavailable();
         }
     }
 }
