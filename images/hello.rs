@@ -56,7 +56,7 @@ fn serve() {
             }
         },
     };
-    println!("Hello from Cloud Run! The container started successfully and is listening for HTTP requests on port {port}");
+    println!("Hello from Cloud Run! The container started and listens for HTTP requests on port {port}");
     for stream in listener.incoming().flatten() {
         while CONNECTIONS.load(Ordering::Acquire) >= CONNECTIONS_MAX {
             thread::sleep(Duration::from_millis(1));

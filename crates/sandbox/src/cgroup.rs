@@ -115,7 +115,10 @@ impl Cgroups {
                 delegate(&parent, &hierarchy.controllers)?;
             }
         }
-        make_dir(&parent.join(uid_base.to_string()))
+        // One that exists is the rest of a sandbox that was never swept, or belongs to a living one: then it is busy.
+        let own = parent.join(uid_base.to_string());
+        fs::remove_dir(&own).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        fs::create_dir(&own)
     }
 
     fn group(&self, uid_base: u32) -> Group {

@@ -70,7 +70,7 @@ pub(crate) fn pid_one(shim: &UnixStream, filter: &Filter) -> i32 {
 }
 
 fn try_pid_one(link: &mut ipc::Receiver, filter: &Filter) -> Result<std::convert::Infallible, Fault> {
-    let mut trees = Vec::new();
+    let (mut trees, mut programs) = (Vec::new(), Vec::new());
     loop {
         let Some((message, fds)) = link.recv::<Inward>().doing("hear from the shim")? else {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).doing("hear from the shim");
@@ -81,9 +81,11 @@ fn try_pid_one(link: &mut ipc::Receiver, filter: &Filter) -> Result<std::convert
                 ipc::send(link.stream(), &Outward::Prepared, &[]).doing("answer the shim")?;
             }
             Inward::Tree { at } => trees.extend(fds.into_iter().map(|fd| (fd, at.clone()))),
+            Inward::Program { at } => programs.extend(fds.into_iter().map(|fd| (fd, at.clone()))),
             Inward::Launch(assembly) => {
                 rustix::system::sethostname(assembly.hostname.as_bytes()).doing("set the host name")?;
                 build_root(&assembly, trees)?;
+                programs.into_iter().try_for_each(|(fd, at)| copy_program(fd, &at))?;
                 let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds)
                     .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
                     .doing("take the output pipes")?;
@@ -250,6 +252,15 @@ fn build_root(assembly: &Assembly, trees: Vec<(OwnedFd, String)>) -> Result<(), 
         fs::write(path, text).doing(format!("write {path}"))?;
     }
     Ok(())
+}
+
+fn copy_program(from: OwnedFd, at: &str) -> Result<(), Fault> {
+    if let Some(parent) = Path::new(at).parent() {
+        fs::create_dir_all(parent).doing(format!("make {}", parent.display()))?;
+    }
+    let mut to = fs::File::create(at).doing(format!("make {at}"))?;
+    io::copy(&mut fs::File::from(from), &mut to).doing(format!("write {at}"))?;
+    to.set_permissions(fs::Permissions::from_mode(0o755)).doing(format!("make {at} executable"))
 }
 
 /// Mounts the layers under a writable one that lives in the present root, a tmpfs of the sandbox whose pages are

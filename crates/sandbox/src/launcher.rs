@@ -2,7 +2,6 @@
 //! namespace happens in the shim.
 
 use std::{
-    collections::HashSet,
     ffi::OsString,
     fs, io,
     os::{
@@ -19,6 +18,8 @@ use model::{
     id::WorkloadId,
     planned::host::{SandboxEvent, SandboxPlan},
 };
+
+use rustix::fs::FlockOperation;
 
 use crate::{
     Error, builtin,
@@ -90,6 +91,8 @@ impl Launcher {
             .stdout(std::process::Stdio::null())
             .spawn()
             .map_err(|source| Error::Spawn { program: program.into(), source })?;
+        let mut shim = ShimProcess(Some(child));
+        // Declared after the process, so on an error the connection is closed before the process is waited for.
         let mut link = Link { name, receiver: ipc::Receiver::new(ours) };
         let birth = Birth {
             cloud: self.config.cloud.clone(),
@@ -98,14 +101,12 @@ impl Launcher {
             init: builtin::init(&self.config.state_dir),
             uid_base,
         };
-        let mut shim = ShimProcess(Some(child));
         link.send(&birth, &[])?;
         let (pid, netns) = match link.recv()? {
             (Answer::Parked { pid }, fds) => (pid, link.one(fds)?),
             (other, _) => return Err(link.unexpected(other)),
         };
-        let child = shim.0.take();
-        Ok(Parked { launcher: self.clone(), link, child: ShimProcess(child), uid_base, pid, netns })
+        Ok(Parked { launcher: self.clone(), link, child: ShimProcess(shim.0.take()), uid_base, pid, netns })
     }
 
     /// The sandboxes of this cloud that run already, started by an earlier launcher. Their events (and the last words of
@@ -143,26 +144,23 @@ impl Launcher {
     }
 
     /// Removes what shims left that died without cleaning up: processes, control groups, sockets and outputs of this
-    /// cloud that belong to no living shim. Call it before the first `park`, or while no `park` is under way.
+    /// cloud that belong to no living shim, parked or running. What living shims have is left alone.
     pub fn sweep(&self) -> Result<(), Error> {
         let dir = self.config.run_dir.join("shim");
-        let mut living = HashSet::new();
         for path in entries(&dir, "sock")? {
-            match UnixStream::connect(&path) {
-                Ok(stream) => {
-                    let mut link = Link { name: path.display().to_string(), receiver: ipc::Receiver::new(stream) };
-                    if let Ok((Answer::Status(status), _)) = link.ask(&Request::Status, &[]) {
-                        living.insert(status.uid_base);
-                    }
-                }
-                Err(_) => {
-                    for extension in ["sock", "log"] {
-                        fs::remove_file(path.with_extension(extension)).ok();
-                    }
+            if UnixStream::connect(&path).is_err() {
+                for extension in ["sock", "log"] {
+                    fs::remove_file(path.with_extension(extension)).ok();
                 }
             }
         }
-        self.cgroups.sweep(&living).map_err(|source| Error::Cgroups { source })
+        let locks = entries(&dir, "lock")?;
+        let (living, dead): (Vec<_>, Vec<_>) = locks.iter().partition(|path| is_locked(path));
+        let living = living.iter().filter_map(|path| path.file_stem()?.to_str()?.parse().ok()).collect();
+        self.cgroups.sweep(&living).map_err(|source| Error::Cgroups { source })?;
+        // Last, so that the uids are taken by nobody before their groups are gone.
+        dead.iter().for_each(|path| drop(fs::remove_file(path)));
+        Ok(())
     }
 }
 
@@ -209,7 +207,6 @@ impl Parked {
             pid,
             socket: self.launcher.config.run_dir.join("shim").join(format!("{id}.sock")),
         };
-        self.link.send(&Request::Subscribe, &[])?;
         self.launcher.watcher.watch(Watch::new(&running, self.link.receiver, self.child.0.take()));
         Ok(running)
     }
@@ -226,6 +223,18 @@ pub struct Running {
 }
 
 impl Running {
+    /// The sandbox of this name, by its shim's socket in a cloud's run directory.
+    pub fn find(run_dir: &Path, id: &WorkloadId) -> Result<Running, Error> {
+        check_id(id)?;
+        let socket = run_dir.join("shim").join(format!("{id}.sock"));
+        let mut running = Running { id: id.clone(), incarnation: 0, uid_base: 0, pid: 0, socket };
+        let status = running.status()?;
+        running.incarnation = status.incarnation;
+        running.uid_base = status.uid_base;
+        running.pid = status.pid;
+        Ok(running)
+    }
+
     pub fn id(&self) -> &WorkloadId {
         &self.id
     }
@@ -354,11 +363,9 @@ impl Exec {
 
     /// Waits for its end, for as long as it takes.
     pub fn wait(mut self) -> Result<ExecStatus, Error> {
-        loop {
-            match self.link.recv()? {
-                (Answer::ExecEnded { code, signal }, _) => return Ok(ExecStatus { code, signal }),
-                (other, _) => return Err(self.link.unexpected(other)),
-            }
+        match self.link.recv()? {
+            (Answer::ExecEnded { code, signal }, _) => Ok(ExecStatus { code, signal }),
+            (other, _) => Err(self.link.unexpected(other)),
         }
     }
 }
@@ -409,8 +416,8 @@ struct ShimProcess(Option<Child>);
 impl Drop for ShimProcess {
     fn drop(&mut self) {
         if let Some(mut child) = self.0.take() {
-            // The connection may be closed only after this drop, and the shim may be stuck: do not wait for it here.
-            std::thread::spawn(move || child.wait());
+            // Its connection is closed, so it is cleaning up. Afterwards the uids are free.
+            child.wait().ok();
         }
     }
 }
@@ -431,6 +438,12 @@ fn entries(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, Error> {
     paths.retain(|p| p.extension().is_some_and(|e| e == extension));
     paths.sort();
     Ok(paths)
+}
+
+/// A shim holds the lock of its uids for as long as it lives.
+fn is_locked(path: &Path) -> bool {
+    let lock = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared);
+    fs::File::open(path).is_ok_and(|file| lock(&file) == Err(rustix::io::Errno::WOULDBLOCK))
 }
 
 pub(crate) fn read_epitaph(path: &Path) -> Option<Epitaph> {

@@ -9,8 +9,8 @@ use crate::wire::{Assembly, Command, Root};
 
 /// Where the metadata server and the name server are.
 const METADATA_ADDRESS: &str = "169.254.169.254";
-/// Where a VM's init is bound.
-const INIT: &str = "/run/init";
+/// Where a VM's init is copied to: bound there, the mount table would tell where the host keeps it.
+pub(crate) const INIT: &str = "/run/init";
 /// Search path of a VM.
 const MACHINE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most layers of an image. Source: the kernel's overlayfs takes 500; their paths fit into one page of options.
@@ -67,11 +67,10 @@ pub(crate) enum RootError {
     NoCommand,
 }
 
-/// Plans the root filesystem of `plan`. `layers` is the directory of unpacked layers, `init` the program of a VM's pid 1.
+/// Plans the root filesystem of `plan`. `layers` is the directory of unpacked layers.
 pub(crate) fn assemble(
     plan: &SandboxPlan,
     layers: &Path,
-    init: &Path,
     host: impl Fn(&str) -> Found,
 ) -> Result<(Vec<Tree>, Assembly), RootError> {
     let mut trees = Vec::new();
@@ -93,15 +92,12 @@ pub(crate) fn assemble(
         }
     };
     let command = match &plan.process {
-        Process::Init => {
-            trees.push(Tree { from: init.into(), at: INIT.into(), shifted: false });
-            Command {
-                argv: vec![INIT.into()],
-                env: vec![("PATH".into(), MACHINE_PATH.into())],
-                cwd: "/".into(),
-                user: "0:0".into(),
-            }
-        }
+        Process::Init => Command {
+            argv: vec![INIT.into()],
+            env: vec![("PATH".into(), MACHINE_PATH.into())],
+            cwd: "/".into(),
+            user: "0:0".into(),
+        },
         Process::Run { argv, .. } if argv.is_empty() => return Err(RootError::NoCommand),
         Process::Run { argv, env, cwd, user } => {
             Command { argv: argv.clone(), env: env.clone(), cwd: cwd.clone(), user: user.clone() }

@@ -12,7 +12,7 @@ use std::{
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::PermissionsExt,
+            fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
             net::{UnixListener, UnixStream},
             process::ExitStatusExt,
         },
@@ -29,7 +29,7 @@ use model::{
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Mode, OFlags},
+    fs::{FlockOperation, Mode, OFlags},
     mount::{OpenTreeFlags, open_tree},
     process::Signal,
 };
@@ -38,7 +38,7 @@ use crate::{
     cgroup::{Cgroups, Group, OomWatch},
     output::Output,
     privilege::Filter,
-    rootfs::{Found, Tree, assemble},
+    rootfs::{self, Found, Tree, assemble},
     sys::{self, Attributes},
     wire::{Answer, Birth, Epitaph, Inward, Outward},
 };
@@ -83,6 +83,7 @@ fn live() -> io::Result<()> {
 
     let mut first = ipc::Receiver::new(link);
     let Some((birth, _)) = first.recv::<Birth>()? else { return Ok(()) };
+    let (lock_path, lock) = claim(&birth)?;
     let cgroups = Cgroups::detect(&birth.cloud)?;
     let group = cgroups.create(birth.uid_base)?;
     let shim = Shim::born(birth, &group, first);
@@ -93,10 +94,26 @@ fn live() -> io::Result<()> {
     // Whatever happened: nothing of the sandbox stays.
     let removed = group.remove();
     cgroups.remove_parents();
+    fs::remove_file(lock_path).ok();
+    drop(lock);
     if let Some(end) = ended? {
         end.tell()?;
     }
     removed
+}
+
+/// Takes the lock that says whose uids these are. The kernel lets go of it when the shim dies, however it dies.
+fn claim(birth: &Birth) -> io::Result<(PathBuf, fs::File)> {
+    let path = birth.run_dir.join("shim").join(format!("{}.lock", birth.uid_base));
+    loop {
+        let file = fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| io::Error::other(format!("the uids from {} on are in use: {e}", birth.uid_base)))?;
+        // A sweep may have removed the file between the two calls; a lock on that one would say nothing.
+        if fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|mine| now.ino() == mine.ino())) {
+            return Ok((path, file));
+        }
+    }
 }
 
 fn raise_open_files() {
@@ -118,6 +135,8 @@ struct Shim {
     children: OwnedFd,
     connections: Vec<Connection>,
     running: Option<Workload>,
+    /// Why the launch failed; told when nothing of the sandbox is left.
+    refusal: Option<String>,
     ended: Option<ExitStatus>,
 }
 
@@ -141,19 +160,24 @@ struct Connection {
     exec: Option<i32>,
 }
 
-/// What there is to say when the sandbox is gone.
-struct End {
-    epitaph: Epitaph,
-    path: PathBuf,
-    subscribers: Vec<Connection>,
+/// What there is to say when the sandbox is gone, and to whom. Said last: who hears it may use the uids again.
+enum End {
+    Never { why: String, listeners: Vec<Connection> },
+    Exited { epitaph: Epitaph, path: PathBuf, listeners: Vec<Connection> },
 }
 
 impl End {
     fn tell(self) -> io::Result<()> {
-        fs::write(&self.path, serde_json::to_vec(&self.epitaph)?)?;
-        for subscriber in &self.subscribers {
-            // One that is gone does not hear; the file stays for the next.
-            ipc::send(subscriber.receiver.stream(), &Answer::Event(self.epitaph.event.clone()), &[]).ok();
+        let (answer, listeners) = match self {
+            End::Never { why, listeners } => (Answer::Refused { why }, listeners),
+            End::Exited { epitaph, path, listeners } => {
+                fs::write(&path, serde_json::to_vec(&epitaph)?)?;
+                (Answer::Event(epitaph.event), listeners)
+            }
+        };
+        for listener in &listeners {
+            // One that is gone does not hear; the file of a sandbox that ran stays for the next.
+            ipc::send(listener.receiver.stream(), &answer, &[]).ok();
         }
         Ok(())
     }
@@ -177,7 +201,17 @@ impl Shim {
         let pid = sandbox.pid.as_raw_nonzero().get();
         ipc::send(first.stream(), &Answer::Parked { pid }, &[sandbox.netns.as_fd()])?;
         let connections = vec![Connection { receiver: first, subscribed: false, exec: None }];
-        Ok(Shim { birth, group: group.clone(), filter, sandbox, children, connections, running: None, ended: None })
+        Ok(Shim {
+            birth,
+            group: group.clone(),
+            filter,
+            sandbox,
+            children,
+            connections,
+            running: None,
+            refusal: None,
+            ended: None,
+        })
     }
 
     /// Serves until pid 1 has ended, or until the launcher of a parked sandbox has gone.
@@ -313,6 +347,9 @@ impl Shim {
     /// Pid 1 has ended, and with it every process of the sandbox.
     fn finish(mut self) -> Option<End> {
         let status = self.ended?;
+        if let Some(why) = self.refusal {
+            return Some(End::Never { why, listeners: self.connections });
+        }
         let mut workload = self.running.take()?;
         for pipe in &workload.pipes {
             // Nobody writes any more; what is left is at most what a pipe holds.
@@ -331,8 +368,8 @@ impl Shim {
         };
         let path = dir.join(format!("{}.end", workload.id));
         let epitaph = Epitaph { id: workload.id, incarnation: workload.plan.incarnation, event };
-        let subscribers = self.connections.into_iter().filter(|c| c.subscribed).collect();
-        Some(End { epitaph, path, subscribers })
+        let listeners = self.connections.into_iter().filter(|c| c.subscribed).collect();
+        Some(End::Exited { epitaph, path, listeners })
     }
 
     /// Makes the parked sandbox a running one. On an error it is killed, and its end ends the shim.
@@ -344,8 +381,13 @@ impl Shim {
             ));
         }
         let layers = self.birth.state_dir.join("layers");
-        let (trees, assembly) = assemble(&plan, &layers, &self.birth.init, look_at_host).map_err(|e| e.to_string())?;
+        let (trees, assembly) = assemble(&plan, &layers, look_at_host).map_err(|e| e.to_string())?;
         self.group.limit(&plan.limits).map_err(|e| format!("cannot set the limits: {e}"))?;
+        if matches!(plan.process, Process::Init) {
+            let program = fs::File::open(&self.birth.init).map_err(|e| format!("cannot open a VM's init: {e}"))?;
+            let message = Inward::Program { at: rootfs::INIT.into() };
+            self.sandbox.tell(&message, &[program.as_fd()]).map_err(|e| e.to_string())?;
+        }
         for tree in &trees {
             let fd = self.take_tree(tree).map_err(|e| format!("cannot take {}: {e}", tree.from.display()))?;
             self.sandbox.tell(&Inward::Tree { at: tree.at.clone() }, &[fd.as_fd()]).map_err(|e| e.to_string())?;

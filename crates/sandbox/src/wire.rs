@@ -39,7 +39,7 @@ pub(crate) enum Request {
         grace_ms: u64,
     },
     Status,
-    /// From now on this connection gets events. The first is `Started` again.
+    /// From now on this connection gets events. The first is `Started`.
     Subscribe,
 }
 
@@ -113,6 +113,8 @@ pub(crate) enum Inward {
     Prepare,
     /// A mount tree (the descriptor beside it) for this place in the new root.
     Tree { at: String },
+    /// A program (the file beside it) to copy to this place in the new root.
+    Program { at: String },
     /// Everything has arrived. Beside it: the ends of the output pipes.
     Launch(Box<Assembly>),
 }

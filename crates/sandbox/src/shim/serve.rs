@@ -40,10 +40,10 @@ impl Shim {
             Request::Launch { id, plan } => match self.running {
                 Some(_) => Answer::Refused { why: "it runs already".into() },
                 None => match self.launch(id, *plan) {
-                    Ok(()) => Answer::Launched { pid: self.pid() },
+                    Ok(()) => return self.launched(n),
                     Err(why) => {
-                        self.abandon();
-                        Answer::Refused { why }
+                        self.abandon(why);
+                        return true;
                     }
                 },
             },
@@ -69,8 +69,18 @@ impl Shim {
         self.sandbox.pid.as_raw_nonzero().get()
     }
 
-    /// A sandbox that could not be launched: it never ran, so there is no end to tell of.
-    fn abandon(&mut self) {
+    /// Who launches hears of everything from the start, however soon the end comes.
+    fn launched(&mut self, n: usize) -> bool {
+        let pid = self.pid();
+        let connection = &mut self.connections[n];
+        connection.subscribed = true;
+        let answers = [Answer::Launched { pid }, Answer::Event(SandboxEvent::Started { pid })];
+        answers.iter().all(|answer| ipc::send(connection.receiver.stream(), answer, &[]).is_ok())
+    }
+
+    /// A sandbox that could not be launched never ran: it goes without last words.
+    fn abandon(&mut self, why: String) {
+        self.refusal = Some(why);
         self.sandbox.kill();
         if let Some(workload) = self.running.take() {
             for extension in ["sock", "log"] {
