@@ -20,7 +20,13 @@ const NAMES: [&str; 3] = ["hello", "job", "init"];
 pub const HELLO: &str = "us-docker.pkg.dev/cloudrun/container/hello";
 pub const JOB: &str = "us-docker.pkg.dev/cloudrun/container/job";
 
-/// Unpacks the built-in layer when it is not there yet, and says which images it makes, by reference.
+/// The built-in images by reference. Their layer is there once [`install`] has been called.
+pub fn images() -> Vec<(String, ImageConfig)> {
+    let layer = layer_digest();
+    [(HELLO, "/hello"), (JOB, "/job")].map(|(image, program)| (image.to_owned(), config(program, &layer))).into()
+}
+
+/// Unpacks the built-in layer when it is not there yet, and returns [`images`].
 pub fn install(state_dir: &Path) -> io::Result<Vec<(String, ImageConfig)>> {
     let layer = layer_digest();
     let layers = state_dir.join("layers");

@@ -442,8 +442,8 @@ fn entries(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, Error> {
 
 /// A shim holds the lock of its uids for as long as it lives.
 fn is_locked(path: &Path) -> bool {
-    let lock = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared);
-    fs::File::open(path).is_ok_and(|file| lock(&file) == Err(rustix::io::Errno::WOULDBLOCK))
+    let Ok(file) = fs::File::open(path) else { return false };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 pub(crate) fn read_epitaph(path: &Path) -> Option<Epitaph> {
