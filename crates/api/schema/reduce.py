@@ -18,10 +18,11 @@ import sys
 
 FILES = {
     "compute.v1": [
-        "Address", "BackendService", "Firewall", "ForwardingRule", "Instance", "InstancesSetLabelsRequest", "Metadata",
-        "Network", "NetworkEndpointGroup", "RegionSetLabelsRequest", "ServiceAttachment", "Subnetwork",
-        "SubnetworksExpandIpCidrRangeRequest", "SubnetworksSetPrivateIpGoogleAccessRequest", "Tags", "TargetHttpProxy",
-        "TargetReference", "UrlMap", "UrlMapReference",
+        "Address", "BackendService", "Firewall", "ForwardingRule", "Instance", "InstancesSetLabelsRequest",
+        "MachineType", "Metadata", "Network", "NetworkEndpointGroup", "Operation", "Region", "RegionSetLabelsRequest",
+        "ServiceAttachment", "Subnetwork", "SubnetworksExpandIpCidrRangeRequest",
+        "SubnetworksSetPrivateIpGoogleAccessRequest", "Tags", "TargetHttpProxy", "TargetReference", "UrlMap",
+        "UrlMapReference", "Zone",
     ],
     "run.v1": ["Service", "SetIamPolicyRequest", "TestIamPermissionsRequest"],
     "run.v2": ["GoogleCloudRunV2Service", "GoogleIamV1SetIamPolicyRequest", "GoogleIamV1TestIamPermissionsRequest"],

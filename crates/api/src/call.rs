@@ -253,8 +253,9 @@ impl Query {
     pub fn flag(&self, name: &str) -> Result<Option<bool>, Fault> {
         match self.get(name) {
             None => Ok(None),
-            Some("true" | "1" | "") => Ok(Some(true)),
-            Some("false" | "0") => Ok(Some(false)),
+            // gcloud writes Python's `True`.
+            Some("true" | "True" | "1" | "") => Ok(Some(true)),
+            Some("false" | "False" | "0") => Ok(Some(false)),
             Some(other) => Err(invalid_parameter(format!("Invalid value at '{name}' (TYPE_BOOL), \"{other}\""))),
         }
     }

@@ -17,8 +17,6 @@ mod project;
 mod service_attachment;
 mod subnetwork;
 mod target_http_proxy;
-#[cfg(test)]
-mod tests;
 mod url_map;
 mod verbs;
 mod wire;

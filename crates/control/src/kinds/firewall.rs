@@ -50,6 +50,12 @@ impl Kind for vpc::Firewall {
     }
 
     fn check(&self, old: Option<&Self>) -> Result<(), Fault> {
+        if old.is_some_and(|old| old.network != self.network) {
+            return Err(place::immutable("network", &self.network.url()));
+        }
+        if old.is_some_and(|old| old.direction != self.direction) {
+            return Err(place::immutable("direction", direction_text(self.direction)));
+        }
         check_direction(self)?;
         check_ports(self)?;
         for (field, len, max) in [
@@ -62,13 +68,6 @@ impl Kind for vpc::Firewall {
                 let why = format!("At most {max} values may be specified.");
                 return Err(Fault::invalid_value(field, &len.to_string(), &why));
             }
-        }
-        let Some(old) = old else { return Ok(()) };
-        if self.network != old.network {
-            return Err(place::immutable("network", &self.network.url()));
-        }
-        if self.direction != old.direction {
-            return Err(place::immutable("direction", direction_text(self.direction)));
         }
         Ok(())
     }

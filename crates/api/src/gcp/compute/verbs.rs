@@ -28,7 +28,7 @@ use crate::{
     list::{self, ListQuery, Listed},
     reply::Reply,
     schema::{self, Body},
-    support,
+    support::{self, Admitted},
 };
 
 /// Labels of one resource, and characters of a key or value. Source: Compute, "Requirements for labels".
@@ -157,7 +157,8 @@ impl Visit<'_> {
             if let (false, Some(permission)) = (labels.is_empty(), K::SET_LABELS) {
                 self.allow(&world, permission, &link)?;
             }
-            let spec = K::read(&Fields::new(&admitted.effective, &Around { world: &world, link: &link }))?;
+            let whole = Admitted::shown(admitted.effective.clone(), &admitted.inert);
+            let spec = K::read(&Fields::new(&whole, &Around { world: &world, link: &link }))?;
             let verb = spec.insert_verb();
             Draft { link, labels, spec, inert: without_labels(admitted.inert), verb, request_id }
         };

@@ -1,0 +1,308 @@
+//! Private Service Connect through the API: every row of the table of connection states, and what is refused.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::cloud::{Cloud, R, shown};
+
+const ATTACHMENT: &str = "producer-1/regions/asia-northeast1/serviceAttachments/att";
+
+fn accept(project: &str, limit: u32) -> Value {
+    json!([{"projectIdOrNum": project, "connectionLimit": limit}])
+}
+
+/// The status of an endpoint, which both sides must see alike.
+fn status(cloud: &Cloud, project: &str, name: &str) -> String {
+    let endpoint = cloud.get(&format!("{project}/regions/{R}/forwardingRules/{name}"));
+    let status = endpoint["pscConnectionStatus"].as_str().unwrap().to_owned();
+    let (found, attachment) = cloud.call(Method::GET, ATTACHMENT, Value::Null);
+    if found == 200 && status != "CLOSED" {
+        let connected = attachment["connectedEndpoints"].as_array().unwrap();
+        let mine = connected.iter().find(|c| c["endpoint"] == endpoint["selfLink"]).unwrap();
+        assert_eq!((&mine["status"], &mine["pscConnectionId"]), (&json!(status), &endpoint["pscConnectionId"]));
+    }
+    status
+}
+
+fn nat(cloud: &Cloud, name: &str) -> Option<String> {
+    let attachment = cloud.get(&format!("{ATTACHMENT}?showNatIps=true"));
+    let connected = attachment["connectedEndpoints"].as_array().unwrap().clone();
+    let mine = connected.into_iter().find(|c| c["endpoint"].as_str().unwrap().ends_with(&format!("/{name}"))).unwrap();
+    mine["natIps"][0].as_str().map(str::to_owned)
+}
+
+#[test]
+fn a_new_endpoint_gets_the_state_that_the_lists_say() {
+    let automatic = "ACCEPT_AUTOMATIC";
+    for (what, attachment, want) in [
+        ("automatic", json!({"connectionPreference": automatic}), "ACCEPTED"),
+        ("automatic, rejected", json!({"connectionPreference": automatic, "consumerRejectLists": ["consumer-1"]}), "REJECTED"),
+        ("manual, accepted", json!({"consumerAcceptLists": accept("consumer-1", 10)}), "ACCEPTED"),
+        ("manual, on no list", json!({"consumerAcceptLists": accept("consumer-2", 10)}), "PENDING"),
+        (
+            "on both lists",
+            json!({"consumerAcceptLists": accept("consumer-1", 10), "consumerRejectLists": ["consumer-1"]}),
+            "REJECTED",
+        ),
+        (
+            "by network",
+            json!({"consumerAcceptLists": [{"networkUrl": shown("consumer-1/global/networks/cv"), "connectionLimit": 1}]}),
+            "ACCEPTED",
+        ),
+    ] {
+        let cloud = Cloud::new();
+        cloud.producer(attachment);
+        cloud.consumer("consumer-1");
+        cloud.endpoint("consumer-1", "e");
+        assert_eq!(status(&cloud, "consumer-1", "e"), want, "{what}");
+    }
+}
+
+#[test]
+fn a_change_of_the_lists_moves_exactly_the_connections_it_reaches() {
+    let none = json!([]);
+    let on = accept("consumer-1", 10);
+    let rejected = json!(["consumer-1"]);
+    type Row<'a> = (&'a str, Value, bool, Value, &'a str);
+    let rows: Vec<Row<'_>> = vec![
+        ("accept entry added", json!({}), false, json!({"consumerAcceptLists": on}), "ACCEPTED"),
+        ("accept entry removed", json!({"consumerAcceptLists": on}), false, json!({"consumerAcceptLists": none}), "ACCEPTED"),
+        ("accept entry removed", json!({"consumerAcceptLists": on}), true, json!({"consumerAcceptLists": none}), "PENDING"),
+        ("reject entry added, pending", json!({}), false, json!({"consumerRejectLists": rejected}), "REJECTED"),
+        ("reject entry added", json!({"consumerAcceptLists": on}), false, json!({"consumerRejectLists": rejected}), "ACCEPTED"),
+        ("reject entry added", json!({"consumerAcceptLists": on}), true, json!({"consumerRejectLists": rejected}), "REJECTED"),
+        ("reject entry removed", json!({"consumerRejectLists": rejected}), false, json!({"consumerRejectLists": none}), "REJECTED"),
+        ("reject entry removed", json!({"consumerRejectLists": rejected}), true, json!({"consumerRejectLists": none}), "PENDING"),
+        (
+            "rejected, then accepted",
+            json!({"consumerRejectLists": rejected}),
+            true,
+            json!({"consumerRejectLists": none, "consumerAcceptLists": on}),
+            "ACCEPTED",
+        ),
+        ("to automatic", json!({}), false, json!({"connectionPreference": "ACCEPT_AUTOMATIC"}), "ACCEPTED"),
+        ("to manual", json!({"connectionPreference": "ACCEPT_AUTOMATIC"}), false, json!({"connectionPreference": "ACCEPT_MANUAL"}), "ACCEPTED"),
+        ("to manual", json!({"connectionPreference": "ACCEPT_AUTOMATIC"}), true, json!({"connectionPreference": "ACCEPT_MANUAL"}), "PENDING"),
+    ];
+    for (what, before, reconcile, change, want) in rows {
+        let cloud = Cloud::new();
+        let mut before = before;
+        before["reconcileConnections"] = reconcile.into();
+        cloud.producer(before);
+        cloud.consumer("consumer-1");
+        cloud.endpoint("consumer-1", "e");
+        cloud.edit(ATTACHMENT, change);
+        assert_eq!(status(&cloud, "consumer-1", "e"), want, "{what}, reconcile {reconcile}");
+        assert_eq!(nat(&cloud, "e").is_some(), want == "ACCEPTED", "{what}, reconcile {reconcile}: NAT address");
+    }
+}
+
+#[test]
+fn a_limit_holds_and_the_longest_waiting_takes_the_place_that_falls_free() {
+    let cloud = Cloud::new();
+    cloud.producer(json!({"consumerAcceptLists": accept("consumer-1", 1)}));
+    cloud.consumer("consumer-1");
+    for name in ["e1", "e2", "e3"] {
+        cloud.endpoint("consumer-1", name);
+    }
+    let all = |cloud: &Cloud, names: &[&str]| -> Vec<String> { names.iter().map(|n| status(cloud, "consumer-1", n)).collect() };
+    assert_eq!(all(&cloud, &["e1", "e2", "e3"]), ["ACCEPTED", "PENDING", "PENDING"]);
+    let operation = cloud.done(Method::DELETE, &format!("consumer-1/regions/{R}/forwardingRules/e1"), Value::Null);
+    assert_eq!(operation["operationType"], "deleteRegionPscForwardingRule");
+    assert_eq!(all(&cloud, &["e2", "e3"]), ["ACCEPTED", "PENDING"]);
+    cloud.edit(ATTACHMENT, json!({"consumerAcceptLists": accept("consumer-1", 2)}));
+    assert_eq!(all(&cloud, &["e2", "e3"]), ["ACCEPTED", "ACCEPTED"]);
+    cloud.edit(ATTACHMENT, json!({"consumerAcceptLists": accept("consumer-1", 1)}));
+    assert_eq!(all(&cloud, &["e2", "e3"]), ["ACCEPTED", "ACCEPTED"]);
+}
+
+#[test]
+fn a_project_by_number_is_the_project_and_is_shown_as_written() {
+    let cloud = Cloud::new();
+    let number = cloud.get("consumer-1")["id"].as_str().unwrap().to_owned();
+    cloud.producer(json!({"consumerAcceptLists": accept(&number, 10)}));
+    cloud.consumer("consumer-1");
+    cloud.endpoint("consumer-1", "e");
+    assert_eq!(status(&cloud, "consumer-1", "e"), "ACCEPTED");
+    assert_eq!(cloud.get(ATTACHMENT)["consumerAcceptLists"][0]["projectIdOrNum"], number);
+}
+
+#[test]
+fn nat_addresses_run_out_and_come_back_after_quarantine() {
+    let cloud = Cloud::new();
+    cloud.producer_up_to_proxy();
+    cloud.front("front");
+    cloud.subnet("producer-1", "pv", "small", "10.0.9.0/29", "PRIVATE_SERVICE_CONNECT");
+    let small = shown(&format!("producer-1/regions/{R}/subnetworks/small"));
+    cloud.attachment("att", json!({"connectionPreference": "ACCEPT_AUTOMATIC", "natSubnets": [small]}));
+    cloud.consumer("consumer-1");
+    for n in 1..=5 {
+        cloud.endpoint("consumer-1", &format!("e{n}"));
+    }
+    for (n, address) in [(1, "10.0.9.2"), (2, "10.0.9.3"), (3, "10.0.9.4"), (4, "10.0.9.5")] {
+        assert_eq!(nat(&cloud, &format!("e{n}")).unwrap(), address);
+    }
+    assert_eq!(status(&cloud, "consumer-1", "e5"), "NEEDS_ATTENTION");
+
+    // The address of one that leaves rests for two minutes before the one that waits may have it.
+    cloud.delete(&format!("consumer-1/regions/{R}/forwardingRules/e2"));
+    assert_eq!(status(&cloud, "consumer-1", "e5"), "NEEDS_ATTENTION");
+    let relief = control::kinds::service_attachment::next_relief(&cloud.control.read()).unwrap();
+    assert!(relief > cloud.now());
+    let relieve = || cloud.control.commit(control::kinds::service_attachment::relieve).unwrap();
+    relieve();
+    assert_eq!(status(&cloud, "consumer-1", "e5"), "NEEDS_ATTENTION");
+    cloud.pass(Duration::from_secs(121));
+    relieve();
+    assert_eq!((status(&cloud, "consumer-1", "e5").as_str(), nat(&cloud, "e5").as_deref()), ("ACCEPTED", Some("10.0.9.3")));
+    assert!(cloud.control.read().quarantine.is_empty());
+
+    // Another subnet helps at once; one that is in use may not be taken away.
+    cloud.endpoint("consumer-1", "e6");
+    assert_eq!(status(&cloud, "consumer-1", "e6"), "NEEDS_ATTENTION");
+    let nat_subnet = shown(&format!("producer-1/regions/{R}/subnetworks/nat"));
+    cloud.edit(ATTACHMENT, json!({"natSubnets": [small, nat_subnet]}));
+    assert_eq!(nat(&cloud, "e6").as_deref(), Some("10.0.3.2"));
+    let mut whole = cloud.get(ATTACHMENT);
+    whole["natSubnets"] = json!([nat_subnet]);
+    let (code, reason, _) = cloud.refused(Method::PATCH, ATTACHMENT, whole);
+    assert_eq!((code, reason.as_str()), (400, "resourceInUseByAnotherResource"));
+}
+
+#[test]
+fn a_deleted_attachment_closes_its_connections_for_good() {
+    let cloud = Cloud::new();
+    cloud.producer(json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    cloud.consumer("consumer-1");
+    let endpoint = cloud.endpoint("consumer-1", "e");
+    cloud.delete(ATTACHMENT);
+    assert_eq!(status(&cloud, "consumer-1", "e"), "CLOSED");
+    cloud.attachment("att", json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    assert_eq!(status(&cloud, "consumer-1", "e"), "CLOSED");
+    assert_eq!(cloud.get(ATTACHMENT).get("connectedEndpoints"), None);
+    // Its labels can still be changed, and it can be made anew.
+    let path = format!("consumer-1/regions/{R}/forwardingRules/e");
+    let labels = json!({"labels": {"a": "b"}, "labelFingerprint": endpoint["labelFingerprint"]});
+    cloud.done(Method::POST, &format!("{path}/setLabels"), labels);
+    cloud.delete(&path);
+    cloud.endpoint("consumer-1", "e");
+    assert_eq!((status(&cloud, "consumer-1", "e").as_str(), nat(&cloud, "e").as_deref()), ("ACCEPTED", Some("10.0.3.3")));
+}
+
+#[test]
+fn an_attachment_is_refused_for_what_it_cannot_publish() {
+    let cloud = Cloud::new();
+    cloud.producer(json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    cloud.consumer("consumer-1");
+    cloud.endpoint("consumer-1", "e");
+    cloud.network("producer-1", "other");
+    cloud.subnet("producer-1", "other", "far", "10.7.0.0/24", "PRIVATE_SERVICE_CONNECT");
+    cloud.subnet("producer-1", "pv", "nat2", "10.0.8.0/24", "PRIVATE_SERVICE_CONNECT");
+    let r = |path: &str| shown(&format!("producer-1/regions/{R}/{path}"));
+    let twice = json!([accept("consumer-1", 1)[0], accept("consumer-1", 2)[0]]);
+    let mixed = json!([accept("consumer-1", 1)[0], {"networkUrl": shown("consumer-1/global/networks/cv"), "connectionLimit": 1}]);
+    for (extra, code, why) in [
+        (json!({"natSubnets": []}), 400, "natSubnets".to_owned()),
+        (json!({"natSubnets": [r("subnetworks/plain")]}), 400, "must have purpose=PRIVATE_SERVICE_CONNECT".into()),
+        (json!({"natSubnets": [r("subnetworks/far")]}), 400, "same network as the target service".into()),
+        (
+            json!({"natSubnets": [r("subnetworks/nat")]}),
+            400,
+            format!(
+                "The subnetwork resource 'projects/producer-1/regions/{R}/subnetworks/nat' is already being used by \
+                 'projects/producer-1/regions/{R}/serviceAttachments/att'"
+            ),
+        ),
+        (json!({"targetService": r("forwardingRules/none")}), 400, "The referenced forwarding_rule resource cannot be found.".into()),
+        (json!({"targetService": r("urlMaps/map")}), 400, "The URL is malformed.".into()),
+        (json!({"targetService": null}), 400, "Required field 'resource.targetService' not specified".into()),
+        (json!({"producerForwardingRule": r("forwardingRules/none")}), 400, "must name the same forwarding rule".into()),
+        (json!({"consumerAcceptLists": twice}), 400, "Duplicate consumer.".into()),
+        (json!({"consumerAcceptLists": mixed}), 400, "either only projects or only networks".into()),
+        (json!({"consumerAcceptLists": accept("consumer-1", 0)}), 400, "at least 1".into()),
+        (json!({"consumerAcceptLists": accept("no-such-project", 1)}), 404, "The resource 'projects/no-such-project' was not found".into()),
+        (json!({"connectionPreference": null}), 400, "connectionPreference".into()),
+        (json!({"enableProxyProtocol": true}), 501, "enableProxyProtocol".into()),
+    ] {
+        let mut body = json!({
+            "name": "x", "connectionPreference": "ACCEPT_MANUAL", "targetService": r("forwardingRules/front"),
+            "natSubnets": [r("subnetworks/nat2")],
+        });
+        for (name, value) in extra.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let path = format!("producer-1/regions/{R}/serviceAttachments");
+        let (got, _, message) = cloud.refused(Method::POST, &path, body);
+        assert!(got == code && message.contains(&why), "{extra}: {got} {message}");
+    }
+    for path in ["forwardingRules/front", "subnetworks/nat"] {
+        let path = format!("producer-1/regions/{R}/{path}");
+        assert_eq!(cloud.refused(Method::DELETE, &path, Value::Null).1, "resourceInUseByAnotherResource");
+    }
+    let stale = json!({"fingerprint": "AAAAAAAAAAA=", "description": "x"});
+    assert_eq!(cloud.refused(Method::PATCH, ATTACHMENT, stale).0, 412);
+    let absent = format!("producer-1/regions/{R}/serviceAttachments/none");
+    assert_eq!(
+        cloud.refused(Method::GET, &absent, Value::Null).2,
+        format!("serviceAttachment \"projects/{absent}\" not found")
+    );
+}
+
+#[test]
+fn an_endpoint_is_refused_for_what_it_cannot_be() {
+    let cloud = Cloud::new();
+    cloud.producer(json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    cloud.consumer("consumer-1");
+    let body = json!({
+        "name": "e", "network": cloud.url("consumer-1/global/networks/cv"),
+        "subnetwork": cloud.url(&format!("consumer-1/regions/{R}/subnetworks/cs")), "target": cloud.url(ATTACHMENT),
+    });
+    let none = format!("producer-1/regions/{R}/serviceAttachments/none");
+    for (extra, code, why) in [
+        (json!({"target": cloud.url(&none)}), 404, format!("The resource 'projects/{none}' was not found")),
+        (json!({"loadBalancingScheme": "INTERNAL_MANAGED"}), 400, "must be empty".into()),
+        (json!({"portRange": "80"}), 400, "Cannot be specified".into()),
+        (json!({"IPAddress": "10.9.0.1"}), 400, "outside the network/subnetwork range".into()),
+        (json!({"IPAddress": "no-such-address"}), 404, "was not found".into()),
+        (json!({"allowPscGlobalAccess": true}), 501, "allowPscGlobalAccess".into()),
+        (json!({"network": cloud.url("producer-1/global/networks/pv")}), 400, "Cross project".into()),
+    ] {
+        let mut body = body.clone();
+        for (name, value) in extra.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let path = format!("consumer-1/regions/{R}/forwardingRules");
+        let (got, _, message) = cloud.refused(Method::POST, &path, body);
+        assert!(got == code && message.contains(&why), "{extra}: {got} {message}");
+    }
+    let elsewhere = "consumer-1/regions/us-central1/forwardingRules";
+    assert_eq!(cloud.refused(Method::POST, elsewhere, body).0, 400);
+    assert!(cloud.control.read().connections.is_empty());
+}
+
+#[test]
+fn endpoints_made_at_once_never_pass_a_limit_or_share_a_nat_address() {
+    let cloud = std::sync::Arc::new(Cloud::new());
+    cloud.producer(json!({"consumerAcceptLists": accept("consumer-1", 10)}));
+    cloud.consumer("consumer-1");
+    let threads: Vec<_> = (0..4)
+        .map(|t| {
+            let cloud = cloud.clone();
+            std::thread::spawn(move || {
+                for n in 0..4 {
+                    cloud.endpoint("consumer-1", &format!("e-{t}-{n}"));
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let attachment = cloud.get(&format!("{ATTACHMENT}?showNatIps=true"));
+    let connected = attachment["connectedEndpoints"].as_array().unwrap();
+    let accepted: Vec<&Value> = connected.iter().filter(|c| c["status"] == "ACCEPTED").collect();
+    let nats: std::collections::BTreeSet<&str> = accepted.iter().map(|c| c["natIps"][0].as_str().unwrap()).collect();
+    assert_eq!((connected.len(), accepted.len(), nats.len()), (16, 10, 10));
+}
