@@ -101,7 +101,7 @@ pub fn bootstrap(control: &Control, admin: Option<&str>) -> Result<(), Fault> {
             return Ok(());
         }
         let mut policy = Policy::default();
-        for role in ["roles/owner", "roles/resourcemanager.organizationAdmin"] {
+        for role in ["roles/owner", "roles/resourcemanager.organizationAdmin", "roles/resourcemanager.projectCreator"] {
             policies::grant(&mut policy, role, &member, txn.now);
         }
         txn.push(Change::Policy(ORGANIZATION.to_owned(), policy));

@@ -120,8 +120,8 @@ fn template_annotations(template: &Value) -> Result<Map<String, Value>, Fault> {
     }
     let resources = &template["containers"][0]["resources"];
     // Source: v2, `cpuIdle` is true by default only where `resources` is not sent at all.
-    if resources.as_object().is_some_and(|r| !r.is_empty()) {
-        run("cpu-throttling", if resources["cpuIdle"] == true { "true" } else { "false" });
+    if resources.as_object().is_some_and(|r| !r.is_empty()) && resources["cpuIdle"] != true {
+        run("cpu-throttling", "false");
     }
     if let Some(boost) = resources["startupCpuBoost"].as_bool() {
         run("startup-cpu-boost", if boost { "true" } else { "false" });

@@ -1,0 +1,9 @@
+//! The APIs of identity, projects, Cloud Run and Logging, asked as gcloud asks them, without a network.
+
+#![allow(clippy::unwrap_used)]
+
+mod identity;
+mod logging;
+mod projects;
+mod run;
+mod scene;
