@@ -48,12 +48,6 @@ pub fn install(state_dir: &Path) -> io::Result<Vec<(String, ImageConfig)>> {
     Ok(images())
 }
 
-/// The images that [`install`] makes, by reference. Needs no privilege and reads no file.
-pub fn images() -> Vec<(String, ImageConfig)> {
-    let layer = layer_digest();
-    [(HELLO, "/hello"), (JOB, "/job")].map(|(image, program)| (image.to_owned(), config(program, &layer))).into()
-}
-
 /// Where [`install`] has put the program of a VM's pid 1.
 pub(crate) fn init(state_dir: &Path) -> PathBuf {
     let layer = layer_digest();
