@@ -482,3 +482,6 @@ fn health_check_failure(probe: &Probe, revision: &Revision) -> (&'static str, St
     };
     ("HealthCheckContainerError", format!("{head} {tail}"))
 }
+
+#[cfg(test)]
+mod tests;
