@@ -76,7 +76,9 @@ pub struct ServiceRecord {
     pub updated: model::time::Timestamp,
     /// +1 with every change of the spec.
     pub generation: u64,
-    /// Changes with every write; shown as `resourceVersion`.
+    /// The generation that the proxy obeys, or that has failed.
+    pub observed: u64,
+    /// Changes with every write, status included: microseconds since 1970. Shown as `resourceVersion`.
     pub version: u64,
     /// The operation of the last write, `run.googleapis.com/operation-id`.
     pub operation: String,
@@ -85,8 +87,6 @@ pub struct ServiceRecord {
     pub templates: u32,
     pub latest_created: Option<String>,
     pub latest_ready: Option<String>,
-    /// Why the last write did not succeed.
-    pub failure: Option<(String, String)>,
     /// When Ready last changed.
     pub transitioned: model::time::Timestamp,
 }
