@@ -3,6 +3,8 @@
 //! One thread decides and acts (the loop in [`Agent::run`]); others only listen and hand it what they heard. It keeps no
 //! file: what must survive it is in the kernel and with the shims. Start with [`serve`].
 
+mod workloads;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     ffi::OsString,
@@ -17,15 +19,15 @@ use std::{
 
 use model::{
     id::{Generation, ListenerId, NetworkId, WorkloadId},
-    limits,
     planned::{
         edge, guest,
         guest::Realm,
-        host::{Attach, CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, SandboxPlan, ToHost, Vip, VpcPlan},
+        host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost, Vip, VpcPlan},
     },
     record::FlowGap,
 };
 
+use self::workloads::Workload;
 use crate::{
     doors::Door,
     facts,
@@ -34,7 +36,6 @@ use crate::{
         flow::{self, Said},
         kernel::KernelError,
     },
-    netns::Netns,
     sandboxes::{Event, Launched, SandboxError, Sandboxes},
 };
 
@@ -198,27 +199,6 @@ struct Vpc {
     flows: Option<(u32, flow::Watch)>,
 }
 
-struct Workload {
-    incarnation: u32,
-    /// Unknown of one that was adopted until control tells.
-    attach: Option<Attach>,
-    phase: Phase,
-    /// The last word about it, said again to a control that connects anew.
-    last: Option<SandboxEvent>,
-}
-
-enum Phase {
-    Running,
-    Stopping(Then),
-    Ended,
-}
-
-/// What follows once a workload has ended.
-enum Then {
-    Gone(Generation),
-    Anew(Generation, Box<SandboxPlan>),
-}
-
 impl<S: Sandboxes> Agent<S> {
     /// Takes over what is there, opens `host.sock`, and starts listening.
     pub fn start(run_dir: &Path, mut sandboxes: S, events: Receiver<Event>) -> Result<Agent<S>, AgentError> {
@@ -235,7 +215,6 @@ impl<S: Sandboxes> Agent<S> {
         thread::spawn(move || accept(&listener, &door));
         forward(events, tell.clone(), Heard::Sandbox);
         forward(said, tell, Heard::Flows);
-        let running = |incarnation| Workload { incarnation, attach: None, phase: Phase::Running, last: None };
         Ok(Agent {
             hands,
             sandboxes,
@@ -250,7 +229,7 @@ impl<S: Sandboxes> Agent<S> {
             sent: BTreeSet::new(),
             vpcs: BTreeMap::new(),
             fabric_serves: false,
-            workloads: adopted.into_iter().map(|(id, incarnation)| (id, running(incarnation))).collect(),
+            workloads: adopted.into_iter().map(|(id, incarnation)| (id, Workload::adopted(incarnation))).collect(),
             waiting: VecDeque::new(),
         })
     }
@@ -472,110 +451,6 @@ impl<S: Sandboxes> Agent<S> {
             self.fabric_serves = true;
         }
         Ok(self.sandboxes.keep_parked(&plan.parked)?)
-    }
-
-    // ---- workloads ----
-
-    fn apply_workload(&mut self, id: WorkloadId, generation: Generation, plan: SandboxPlan) {
-        let cell = CellId::Workload(id.clone());
-        let Some(workload) = self.workloads.get_mut(&id) else {
-            return self.launch(id, generation, plan);
-        };
-        if workload.incarnation == plan.incarnation {
-            workload.attach = Some(plan.attach);
-            // Asked for again while it was on its way out: as if it had just been asked for anew is not possible
-            // with the same incarnation, so what was said about its end stands.
-            let last = workload.last.clone();
-            let incarnation = workload.incarnation;
-            if let Some(event) = last {
-                self.report(FromHost::Sandbox { workload: id, incarnation, event });
-            }
-            return self.observed(cell, generation, Ok(()));
-        }
-        match workload.phase {
-            Phase::Ended => self.launch(id, generation, plan),
-            Phase::Running => {
-                workload.phase = Phase::Stopping(Then::Anew(generation, Box::new(plan)));
-                let stopped = self.sandboxes.stop(&id, limits::RUN_STOP_GRACE).map_err(CellError::from);
-                self.complain(cell, stopped);
-            }
-            Phase::Stopping(_) => workload.phase = Phase::Stopping(Then::Anew(generation, Box::new(plan))),
-        }
-    }
-
-    fn launch(&mut self, id: WorkloadId, generation: Generation, plan: SandboxPlan) {
-        let incarnation = plan.incarnation;
-        let attach = Some(plan.attach.clone());
-        let outcome = self.try_launch(&id, &plan);
-        let (phase, last) = match &outcome {
-            Ok(()) => (Phase::Running, None),
-            Err(error) => {
-                let event = SandboxEvent::Failed { why: chain(error) };
-                self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
-                (Phase::Ended, Some(event))
-            }
-        };
-        self.workloads.insert(id.clone(), Workload { incarnation, attach, phase, last });
-        self.observed(CellId::Workload(id), generation, outcome);
-    }
-
-    fn try_launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) -> Result<(), CellError> {
-        let inside = Netns::borrowed(format!("of {id}"), self.sandboxes.prepare(plan.uid_base)?);
-        self.hands.wire(id, &plan.attach, inside)?;
-        Ok(self.sandboxes.launch(id, plan)?)
-    }
-
-    fn remove_workload(&mut self, id: WorkloadId, generation: Generation) {
-        let cell = CellId::Workload(id.clone());
-        let Some(workload) = self.workloads.get_mut(&id) else {
-            return self.observed(cell, generation, Ok(()));
-        };
-        match workload.phase {
-            Phase::Ended => {
-                self.workloads.remove(&id);
-                self.observed(cell, generation, Ok(()));
-            }
-            Phase::Running => {
-                workload.phase = Phase::Stopping(Then::Gone(generation));
-                let stopped = self.sandboxes.stop(&id, limits::RUN_STOP_GRACE).map_err(CellError::from);
-                self.complain(cell, stopped);
-            }
-            Phase::Stopping(_) => workload.phase = Phase::Stopping(Then::Gone(generation)),
-        }
-    }
-
-    fn workload_event(&mut self, event: Event) {
-        let Event { workload: id, incarnation, event } = event;
-        self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
-        let Some(workload) = self.workloads.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
-        workload.last = Some(event.clone());
-        match event {
-            SandboxEvent::Started { .. } => {}
-            SandboxEvent::Failed { .. } | SandboxEvent::Exited { .. } => self.ended(id),
-        }
-    }
-
-    fn ended(&mut self, id: WorkloadId) {
-        let Some(workload) = self.workloads.get_mut(&id) else { return };
-        let phase = std::mem::replace(&mut workload.phase, Phase::Ended);
-        let realm = workload.attach.as_ref().map(realm_of);
-        let unwired = realm.map_or(Ok(()), |realm| self.hands.unwire(&id, realm)).map_err(CellError::from);
-        let cell = CellId::Workload(id.clone());
-        match phase {
-            Phase::Running | Phase::Ended => self.complain(cell, unwired),
-            Phase::Stopping(Then::Gone(generation)) => {
-                self.workloads.remove(&id);
-                self.observed(cell, generation, unwired);
-            }
-            Phase::Stopping(Then::Anew(generation, plan)) => self.launch(id, generation, *plan),
-        }
-    }
-}
-
-fn realm_of(attach: &Attach) -> Realm {
-    match attach {
-        Attach::Vpc { network, .. } => Realm::Vpc(*network),
-        Attach::Fabric(_) => Realm::Fabric,
     }
 }
 

@@ -145,3 +145,42 @@ fn table_after(table: &Table, before: Option<TableFound>) -> TableFound {
     let sets = table.sets.iter().map(|(name, set)| (name.clone(), set.elements.clone())).collect();
     TableFound { timeouts, sets, chains }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::{id::WorkloadId, planned::host::VpcPlan};
+
+    use super::*;
+    use crate::net::vpc;
+
+    fn wanted(ports: &[&str]) -> Wanted {
+        let ports = ports.iter().map(|id| (WorkloadId((*id).to_owned()), "10.0.0.2".parse().unwrap())).collect();
+        vpc::router(&VpcPlan { ports, psc_idle_s: 1_200, ..VpcPlan::default() }, &BTreeMap::new())
+    }
+
+    #[test]
+    fn nothing_is_left_to_do_after_every_step_was_taken() {
+        for (before, now) in [(&[][..], &["a"][..]), (&["a", "b"], &["b"]), (&["a"], &["a"])] {
+            let found = after(&wanted(before), Found::default());
+            let wanted = wanted(now);
+            assert_eq!(diff(&wanted, &after(&wanted, found)), []);
+        }
+    }
+
+    #[test]
+    fn a_vm_that_comes_is_one_element_and_no_chain_is_touched() {
+        let found = after(&wanted(&["a"]), Found::default());
+        let wanted = wanted(&["a", "b"]);
+        let steps = diff(&wanted, &found);
+        assert!(matches!(&steps[..], [Step::AddElements(_, "ports", _, new)] if new.len() == 1), "{steps:?}");
+    }
+
+    #[test]
+    fn a_timeout_object_is_never_taken_away_for_connections_may_live_by_it() {
+        let found = after(&wanted(&[]), Found::default());
+        let mut changed = wanted(&[]);
+        changed.tables[0].timeouts = [Timeouts { established_s: 5, transitory_s: 5 }].into();
+        let held = after(&changed, found).tables[0].clone().unwrap_or_default().timeouts;
+        assert!(held.contains("psc-1200-30") && held.contains("psc-5-5"), "{held:?}");
+    }
+}
