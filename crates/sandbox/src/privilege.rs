@@ -191,6 +191,15 @@ pub(crate) fn drop_rights(user: &User, filter: &Filter) -> io::Result<()> {
     filter.install()
 }
 
+/// Leaves to a process that unpacks archives, root of its own user namespace, only what it takes to give files away.
+pub(crate) fn keep_file_rights(filter: &Filter) -> io::Result<()> {
+    let kept = CapabilitySet::CHOWN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER | CapabilitySet::FSETID;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets)?;
+    rustix::thread::set_no_new_privs(true)?;
+    filter.install()
+}
+
 /// Finds the user that an image or a caller names, in the sandbox's own files.
 pub(crate) fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
     let (name, group_name) = match wanted.split_once(':') {

@@ -58,6 +58,11 @@ pub(crate) fn fork_into_namespaces(child: impl FnOnce() -> i32) -> io::Result<Pi
     clone(SANDBOX_NAMESPACES | libc::CLONE_PARENT, 0, child)
 }
 
+/// Like [`fork`], but the child is born into namespaces of its own. The caller reaps it.
+pub(crate) fn fork_apart(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+    clone(SANDBOX_NAMESPACES, u64::try_from(libc::SIGCHLD).unwrap_or(0), child)
+}
+
 /// Like [`fork`], but the child belongs to the caller's parent.
 pub(crate) fn fork_sibling(child: impl FnOnce() -> i32) -> io::Result<Pid> {
     clone(libc::CLONE_PARENT, 0, child)
@@ -177,6 +182,12 @@ pub(crate) fn reset_signals() {
             libc::signal(signal, libc::SIG_DFL);
         }
     }
+}
+
+/// Limits the address space of this process, in bytes; whoever asks for more is ended by the allocator.
+pub(crate) fn limit_memory(bytes: u64) -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    setrlimit(Resource::As, Rlimit { current: Some(bytes), maximum: Some(bytes) }).map_err(Into::into)
 }
 
 /// A descriptor that is readable when a child has ended; SIGCHLD is blocked from now on.

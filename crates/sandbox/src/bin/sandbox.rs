@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     let code = match arguments.get(1).and_then(|a| a.to_str()) {
         Some("shim") => sandbox::shim_main(),
+        Some("image") => sandbox::image::image_main(),
         Some("start") => match start(&arguments[2..]) {
             Ok(()) => 0,
             Err(e) => {
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
             }
         },
         Some(_) | None => {
-            eprintln!("usage: sandbox shim | sandbox start PLAN RUN_DIR STATE_DIR CLOUD");
+            eprintln!("usage: sandbox shim | sandbox image | sandbox start PLAN RUN_DIR STATE_DIR CLOUD");
             64
         }
     };
