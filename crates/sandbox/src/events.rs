@@ -119,11 +119,17 @@ impl Ears {
         let closed = matches!((&self.ear).read(&mut rings), Ok(0));
         while let Ok(message) = self.messages.try_recv() {
             match message {
+                // Who adopts twice hears once.
+                Message::Watch(watch) if self.knows(&watch) => {}
                 Message::Watch(watch) => self.watches.push(watch),
                 Message::Epitaph(epitaph) => self.tell(epitaph.id, epitaph.incarnation, epitaph.event),
             }
         }
         !closed
+    }
+
+    fn knows(&self, watch: &Watch) -> bool {
+        self.watches.iter().any(|w| w.id == watch.id && w.incarnation == watch.incarnation)
     }
 
     /// False when the connection is over. A shim writes whole frames, so a readable connection does not block for long.

@@ -186,3 +186,21 @@ fn two_sandboxes_share_nothing_they_can_see() {
         assert_ne!(fs::read_link(format!("/proc/self/ns/{kind}")).unwrap(), space(one.pid(), kind), "{kind}");
     }
 }
+
+#[test]
+fn the_hello_page_hides_its_test_paths_unless_asked_to_show_them() {
+    let scene = Scene::new();
+    let page = scene.start("page", &scene.container(0, &["/hello"], &[("PORT", "8080")]));
+    assert!(get(&page, "127.0.0.1:8080", "/exit?code=3").contains("<title>Congratulations | Cloud Run</title>"));
+    let env = [("PORT", "8080"), ("HELLO_TEST", "1")];
+    let test = scene.start("test", &scene.container(1, &["/hello"], &env));
+    let headers = get(&test, "127.0.0.1:8080", "/headers?a=b");
+    assert!(
+        headers.contains("GET /headers?a=b\nhost: x\n") && headers.contains("peer: [::ffff:127.0.0.1]:"),
+        "{headers}"
+    );
+    assert!(get(&test, "127.0.0.1:8080", "/stream?ms=1").contains("chunk 4"));
+    get(&test, "127.0.0.1:8080", "/exit?code=3");
+    let (code, ..) = scene.exit();
+    assert_eq!(code, Some(3));
+}
