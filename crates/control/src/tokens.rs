@@ -502,3 +502,6 @@ impl Tenant<'_> {
         }}))
     }
 }
+
+#[cfg(test)]
+mod tests;
