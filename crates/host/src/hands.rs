@@ -243,6 +243,8 @@ impl Hands {
         if !self.spaces.contains_key(names::FABRIC_NS) {
             let mut space = self.enter(names::FABRIC_NS, FABRIC_SYSCTLS, FABRIC_SYSCTLS)?;
             loopback(&mut space)?;
+            let own = route::add_address(LOOPBACK, fabric::OWN.into());
+            space.requests(vec![("give the fabric's own address".to_owned(), own)])?;
             self.spaces.insert(names::FABRIC_NS.to_owned(), space);
         }
         Ok(self.space_mut(names::FABRIC_NS))

@@ -81,6 +81,19 @@ fn an_endpoint_reaches_the_load_balancer_and_nobody_who_has_its_addresses() {
 }
 
 #[test]
+fn an_endpoint_may_have_the_vips_own_address_and_its_client_the_nat_address() {
+    let mut lab = Lab::new();
+    let endpoint = plan::published(SHOP, "10.0.1.2", "10.0.3.2", VIP);
+    apply(&mut lab, BANK, &producer(&[(1, endpoint)]));
+    apply(&mut lab, SHOP, &plan::with_endpoint(plan::vpc(&[("twin", "10.0.3.2")]), "10.0.1.2", Some(BANK)));
+    let twin = lab.vm(SHOP, "twin", "10.0.3.2");
+    let _server = lab.serve_vip(BANK, VIP);
+    let mut stream = twin.connect_from(40_000, VIP).unwrap();
+    assert_eq!(tcp::greeting(&mut stream).unwrap().to_string(), "10.0.3.2:40000");
+    assert_eq!(tcp::ask(&mut stream, "same?").unwrap(), "same?");
+}
+
+#[test]
 fn two_consumers_with_one_address_and_one_port_are_told_apart() {
     let mut lab = Lab::new();
     apply(&mut lab, BANK, &producer(&both()));

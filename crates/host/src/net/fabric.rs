@@ -20,6 +20,10 @@ use crate::{
     },
 };
 
+/// From where the proxy dials for itself: startup probes, and requests that came through no VPC. Containers have the
+/// addresses from `::2` on.
+pub const OWN: Ipv6Addr = Ipv6Addr::new(0xfda3, 0xe722, 0x0ac3, 1, 0, 0, 0, 1);
+
 /// Bits of the source prefixes: the rest is the client's IPv4 address.
 const SOURCE_PREFIX_BITS: u8 = 96;
 

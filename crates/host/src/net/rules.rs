@@ -7,7 +7,7 @@ use model::{cidr::Cidr, vpc::PortRange};
 use crate::{
     names::IfName,
     netlink::{
-        expr::{CT_REPLY, CT_STATUS_DNAT, Comparison, Found, Load, Step, Verdict},
+        expr::{CT_REPLY, Comparison, Found, Load, Step, Verdict},
         nft::{Chain, Element, Extent, Field, Hook, HookKind, HookPoint, Policy, Rule, Set},
     },
 };
@@ -95,13 +95,14 @@ pub fn state(bits: u32) -> Step {
     Step::Masked(Load::CtState, bits.to_ne_bytes().to_vec(), Comparison::NotEqual, vec![0; 4])
 }
 
-/// The connection's destination was translated: it came through an endpoint.
-pub fn translated() -> Step {
-    Step::Masked(Load::CtStatus, CT_STATUS_DNAT.to_ne_bytes().to_vec(), Comparison::NotEqual, vec![0; 4])
+/// The connection came through an endpoint: only those have a zone. Whether an address was translated says nothing, for
+/// an endpoint may have the VIP's own address and its client the NAT address.
+pub fn through_endpoint() -> Step {
+    Step::Compare(Load::CtOriginalZone, Comparison::NotEqual, vec![0; 2])
 }
 
-pub fn untranslated() -> Step {
-    Step::Masked(Load::CtStatus, CT_STATUS_DNAT.to_ne_bytes().to_vec(), Comparison::Equal, vec![0; 4])
+pub fn not_through_endpoint() -> Step {
+    Step::Compare(Load::CtOriginalZone, Comparison::Equal, vec![0; 2])
 }
 
 pub fn reply() -> Step {

@@ -188,6 +188,7 @@ fn value_text(load: Load, value: &[u8]) -> String {
         Load::DestinationPort | Load::L4Proto | Load::NfProto | Load::CtDirection | Load::TcpFlags => {
             field_text(Field::Port, value)
         }
-        Load::Mark | Load::CtState | Load::CtStatus => field_text(Field::Mark, value),
+        Load::CtOriginalZone => field_text(Field::Zone, value),
+        Load::Mark | Load::CtState => field_text(Field::Mark, value),
     }
 }

@@ -123,6 +123,7 @@ fn sets(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> BTreeMap<String, Se
     let dialled = |p: &model::planned::host::PublishedEndpoint, link: [u8; 16]| key(&[&link, &p.address.octets()]);
     let vip_of = published().map(|(p, link)| pair(dialled(p, link), p.vip.octets().to_vec()));
     let nat_of = published().map(|(p, link)| pair(dialled(p, link), p.nat.octets().to_vec()));
+    let dial = published().map(|(p, link)| point(dialled(p, link)));
     let nat_at = published().map(|(p, link)| point(key(&[&link, &p.nat.octets()])));
     let link_of = plan.published.values().filter_map(|p| {
         let mark = PSC_MARK | (INCOMING_INDEX_BASE + u32::from(*zones.get(&p.consumer)?));
@@ -136,6 +137,7 @@ fn sets(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> BTreeMap<String, Se
             ("ports", points(vec![name, Field::Ipv4], None, ports)),
             ("cut", points(vec![Field::Ipv4], None, cut)),
             ("zone_of", points(vec![name], Some(Field::Zone), zone_of)),
+            ("dialled", points(vec![name, Field::Ipv4], None, dial)),
             ("vip_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), vip_of)),
             ("nat_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), nat_of)),
             ("nat_at", points(vec![name, Field::Ipv4], None, nat_at)),
@@ -194,7 +196,12 @@ fn mark() -> Vec<Rule> {
         rule("cut off", [edge.clone(), member(&[Load::DestinationIp], "cut")], Verdict::Drop),
         effect(
             "only replies to an endpoint find their link",
-            [edge, reply(), translated(), Step::Mapped(vec![Load::DestinationIp], "link_of".to_owned(), Use::Mark)],
+            [
+                edge,
+                reply(),
+                through_endpoint(),
+                Step::Mapped(vec![Load::DestinationIp], "link_of".to_owned(), Use::Mark),
+            ],
         ),
     ]
 }
@@ -250,11 +257,17 @@ fn from_consumer(timeouts: Timeouts) -> Vec<Rule> {
     let service = [Load::DestinationIp, Load::DestinationPort];
     vec![
         rule("to the load balancer and nowhere else", [not_to(&names::to_edge())], Verdict::Drop),
-        rule("known", [state(ct::ESTABLISHED), translated()], Verdict::Accept),
+        rule("known", [state(ct::ESTABLISHED), through_endpoint()], Verdict::Accept),
         rule("connections of this vpc", [], Verdict::Jump("cap")),
         rule(
             "new",
-            [state(ct::NEW), translated(), protocol(TCP), member(&service, "psc_vips"), Step::Timeout(timeouts.name())],
+            [
+                state(ct::NEW),
+                through_endpoint(),
+                protocol(TCP),
+                member(&service, "psc_vips"),
+                Step::Timeout(timeouts.name()),
+            ],
             Verdict::Accept,
         ),
         rule("anything else", [], Verdict::Drop),
@@ -267,8 +280,8 @@ fn from_edge() -> Vec<Rule> {
     // here. So translated replies leave by the mux or not at all.
     let [mux, _] = names::mux();
     vec![
-        rule("to a consumer", known().into_iter().chain([translated(), to(&mux)]), Verdict::Accept),
-        rule("to a vm", known().into_iter().chain([untranslated(), to_any(PORT_PREFIX)]), Verdict::Accept),
+        rule("to a consumer", known().into_iter().chain([through_endpoint(), to(&mux)]), Verdict::Accept),
+        rule("to a vm", known().into_iter().chain([not_through_endpoint(), to_any(PORT_PREFIX)]), Verdict::Accept),
         rule("the load balancer opens nothing", [], Verdict::Drop),
     ]
 }

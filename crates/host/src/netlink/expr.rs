@@ -33,7 +33,8 @@ pub enum Load {
     /// One of [`crate::netlink::expr::state`], as a bit.
     CtState,
     CtDirection,
-    CtStatus,
+    /// Tracking zone of the flow's first direction, in host byte order.
+    CtOriginalZone,
     /// Destination of the flow's first packet, as its sender wrote it.
     CtOriginalDestination,
     /// 2 for IPv4, 10 for IPv6.
@@ -65,7 +66,7 @@ impl Load {
             Load::TcpFlags => Source::Payload { base: TRANSPORT, offset: 13, bytes: 1 },
             Load::CtState => Source::Ct { key: 0, direction: None },
             Load::CtDirection => Source::Ct { key: 1, direction: None },
-            Load::CtStatus => Source::Ct { key: 2, direction: None },
+            Load::CtOriginalZone => Source::Ct { key: 17, direction: Some(0) },
             Load::CtOriginalDestination => Source::Ct { key: 20, direction: Some(0) },
         }
     }
@@ -93,7 +94,7 @@ impl Load {
             Load::TcpFlags => "tcp flags",
             Load::CtState => "ct state",
             Load::CtDirection => "ct direction",
-            Load::CtStatus => "ct status",
+            Load::CtOriginalZone => "ct original zone",
             Load::CtOriginalDestination => "ct original ip daddr",
             Load::NfProto => "meta nfproto",
         }
@@ -108,8 +109,6 @@ pub mod state {
     pub const NEW: u32 = 8;
 }
 
-/// Bit of [`Load::CtStatus`]: the destination was translated.
-pub const CT_STATUS_DNAT: u32 = 1 << 5;
 /// Value of [`Load::CtDirection`] for packets of the side that was called.
 pub const CT_REPLY: u8 = 1;
 
