@@ -152,7 +152,8 @@ fn prove_refusals(cloud: &Throwaway, scene: &Scene, told: &mut Told) -> Outcome<
     let other = cloud.in_vm(&scene.vm, &token_command("https://example.com"))?;
     let host = scene.url.trim_start_matches("https://");
     let good = cloud.in_vm(&scene.vm, &token_command(&scene.url))?;
-    let outside = Client { door: cloud.client.door, token: good.trim().to_owned() }.call("GET", host, "/", None)?.status;
+    let outside = Client { door: cloud.client.door, token: good.trim().to_owned() };
+    let outside = outside.get_tls(host, "/", &cloud.dirs.ca())?.status;
     let got = [
         ("without a token", "403", status(None)?),
         ("with a token for another audience", "401", status(Some(other.trim()))?),

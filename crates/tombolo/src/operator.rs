@@ -35,6 +35,8 @@ pub enum Answer {
     Status(Status),
     Vm { workload: String, project: String, zone: String },
     Done,
+    /// Not before it has started.
+    NotYet,
     Refused(String),
 }
 
@@ -60,6 +62,7 @@ pub fn ask(dirs: &Dirs, ask: &Ask) -> io::Result<Answer> {
 pub fn ask_running(dirs: &Dirs, question: &Ask) -> Outcome<Answer> {
     match ask(dirs, question) {
         Ok(Answer::Refused(why)) => Err(why.into()),
+        Ok(Answer::NotYet) => Err("the cloud is still starting".into()),
         Ok(answer) => Ok(answer),
         Err(error) => {
             let cloud = dirs.run.file_name().unwrap_or_default().to_string_lossy().into_owned();

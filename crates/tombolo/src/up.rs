@@ -137,9 +137,9 @@ fn watch_ready(dirs: Dirs, events: mpsc::Sender<Event>) {
         let why = loop {
             match operator::ask(&dirs, &Ask::Ready) {
                 Ok(answer @ Answer::Ready { .. }) => return drop(events.send(Event::Ready(answer))),
+                Ok(Answer::NotYet) | Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
                 Ok(answer) => break format!("control answered {answer:?}"),
-                Err(error) if Instant::now() > deadline => break format!("control does not answer: {error}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) => break format!("control does not answer: {error}"),
             }
         };
         drop(events.send(Event::NeverReady(why)));

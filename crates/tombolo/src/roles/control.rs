@@ -51,7 +51,7 @@ pub fn run(args: &Args, dirs: &Dirs) -> Outcome {
     privilege::drop_to(Role::Control)?;
     operator::serve(listener, {
         let stage = stage.clone();
-        move |ask| stage.get().map_or_else(|| Answer::Refused("starting".to_owned()), |stage| stage.answer(ask))
+        move |ask| stage.get().map_or(Answer::NotYet, |stage| stage.answer(ask))
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(serve(args, dirs, &stage))
