@@ -26,7 +26,8 @@ fn the_walkthrough_typed_with_gcloud_ends_with_the_page_and_true_logs() {
         "run deploy hello-service --image=us-docker.pkg.dev/cloudrun/container/hello --platform=managed \
          --no-allow-unauthenticated --ingress=internal --region=asia-northeast1 --project={P}"
     ));
-    assert!(deployed.err.contains("has been deployed and is serving 100 percent of traffic"), "{deployed:?}");
+    let said = deployed.err.replace("\u{1b}[1m", "").replace("\u{1b}[m", "");
+    assert!(said.contains("has been deployed and is serving 100 percent of traffic"), "{said}");
     let number = gcloud(&format!("projects describe {C} --format='value(projectNumber)'"));
     let member = format!("serviceAccount:{number}-compute@developer.gserviceaccount.com");
     let policy = gcloud(&format!(
