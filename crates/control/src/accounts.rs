@@ -79,7 +79,8 @@ pub fn reach<'w>(
         }
         None => {
             let project = format!("projects/{}", name.project);
-            let visible = name.project != "-" && control.authorize(world, caller, &[Need::on(permission, project)]).is_ok();
+            let visible =
+                name.project != "-" && control.authorize(world, caller, &[Need::on(permission, project)]).is_ok();
             Err(if visible { absent(&asked) } else { Fault::permission_denied(permission, &asked) })
         }
     }
@@ -130,18 +131,20 @@ pub fn create(
         if world.accounts.contains_key(&email) {
             let resource = format!("projects/{project}/serviceAccounts/{email}");
             let text = format!("Service account {account_id} already exists within project projects/{project}.");
-            return Err(Fault::new(Code::AlreadyExists, "alreadyExists", text)
-                .with_detail(serde_json::json!({
-                    "@type": "type.googleapis.com/google.rpc.ResourceInfo",
-                    "resourceName": resource,
-                })));
+            return Err(Fault::new(Code::AlreadyExists, "alreadyExists", text).with_detail(serde_json::json!({
+                "@type": "type.googleapis.com/google.rpc.ResourceInfo",
+                "resourceName": resource,
+            })));
         }
         let owned = world.accounts.values().filter(|a| a.project == project && !a.agent).count();
         if owned >= limits::ACCOUNTS_PER_PROJECT_MAX {
             return Err(Fault::new(
                 Code::ResourceExhausted,
                 "rateLimitExceeded",
-                format!("The maximum of {} service accounts of project {project} is reached.", limits::ACCOUNTS_PER_PROJECT_MAX),
+                format!(
+                    "The maximum of {} service accounts of project {project} is reached.",
+                    limits::ACCOUNTS_PER_PROJECT_MAX
+                ),
             ));
         }
         let account = ServiceAccount {
@@ -200,7 +203,12 @@ pub struct Patch {
     pub description: Option<String>,
 }
 
-pub fn patch(control: &Control, caller: &Caller, name: AccountName<'_>, patch: &Patch) -> Result<ServiceAccount, Fault> {
+pub fn patch(
+    control: &Control,
+    caller: &Caller,
+    name: AccountName<'_>,
+    patch: &Patch,
+) -> Result<ServiceAccount, Fault> {
     let (account, _) = control.commit(|world, txn| {
         let mut account = own(control, world, caller, name, "iam.serviceAccounts.update")?.clone();
         if let Some(text) = &patch.display_name {
@@ -282,7 +290,11 @@ pub fn keys_of<'w>(world: &'w World, email: &str) -> impl Iterator<Item = &'w Ac
     world.account_keys.range(start..).take_while(move |((e, _), _)| *e == email).map(|(_, key)| key)
 }
 
-pub fn list_keys(control: &Control, caller: &Caller, name: AccountName<'_>) -> Result<(ServiceAccount, Vec<AccountKey>), Fault> {
+pub fn list_keys(
+    control: &Control,
+    caller: &Caller,
+    name: AccountName<'_>,
+) -> Result<(ServiceAccount, Vec<AccountKey>), Fault> {
     let world = control.read();
     let account = reach(control, &world, caller, name, "iam.serviceAccountKeys.list")?;
     Ok((account.clone(), keys_of(&world, &account.email).cloned().collect()))
@@ -296,7 +308,12 @@ fn no_key(account: &ServiceAccount, kid: &str) -> Fault {
     )
 }
 
-pub fn get_key(control: &Control, caller: &Caller, name: AccountName<'_>, kid: &str) -> Result<(ServiceAccount, AccountKey), Fault> {
+pub fn get_key(
+    control: &Control,
+    caller: &Caller,
+    name: AccountName<'_>,
+    kid: &str,
+) -> Result<(ServiceAccount, AccountKey), Fault> {
     let world = control.read();
     let account = reach(control, &world, caller, name, "iam.serviceAccountKeys.get")?;
     let key = world.account_keys.get(&(account.email.clone(), kid.to_owned())).ok_or_else(|| no_key(account, kid))?;
@@ -333,7 +350,8 @@ fn edit_key(
 ) -> Result<(), Fault> {
     control.commit(|world, txn| {
         let account = own(control, world, caller, name, permission)?;
-        let key = world.account_keys.get(&(account.email.clone(), kid.to_owned())).ok_or_else(|| no_key(account, kid))?;
+        let key =
+            world.account_keys.get(&(account.email.clone(), kid.to_owned())).ok_or_else(|| no_key(account, kid))?;
         txn.push(change(key));
         Ok(())
     })?;

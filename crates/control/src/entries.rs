@@ -47,7 +47,12 @@ pub fn flow(world: &World, record: &FlowRecord, now: Timestamp) -> Vec<Entry> {
     let Some(network) = world.all::<vpc::Network>().find(|n| n.id.0 == record.network.0) else { return Vec::new() };
     let (src, dst) = (vm_at(world, &network.link, record.src), vm_at(world, &network.link, record.dst));
     let ends = [(Reporter::Src, src, dst, record.dst), (Reporter::Dest, dst, src, record.src)];
-    let entry = |(reporter, near, far, peer): (Reporter, Option<&Record<vm::Instance>>, Option<&Record<vm::Instance>>, Ipv4Addr)| {
+    let entry = |(reporter, near, far, peer): (
+        Reporter,
+        Option<&Record<vm::Instance>>,
+        Option<&Record<vm::Instance>>,
+        Ipv4Addr,
+    )| {
         let near = near?;
         let subnet = world.get::<vpc::Subnetwork>(&near.spec.subnetwork)?;
         let settings = subnet.spec.flow_logs.as_ref().filter(|settings| records::is_sampled(record, settings))?;

@@ -54,11 +54,26 @@ impl Default for Tuning {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Demand { revision: RevisionKey, waiting: u32, in_flight: u32 },
-    Probed { instance: WorkloadId, outcome: ProbeOutcome },
-    Idle { instance: WorkloadId, idle: Duration },
-    Drained { instance: WorkloadId },
-    Sandbox { instance: WorkloadId, event: SandboxEvent },
+    Demand {
+        revision: RevisionKey,
+        waiting: u32,
+        in_flight: u32,
+    },
+    Probed {
+        instance: WorkloadId,
+        outcome: ProbeOutcome,
+    },
+    Idle {
+        instance: WorkloadId,
+        idle: Duration,
+    },
+    Drained {
+        instance: WorkloadId,
+    },
+    Sandbox {
+        instance: WorkloadId,
+        event: SandboxEvent,
+    },
     /// Time has passed or the world has changed.
     Look,
 }
@@ -73,7 +88,11 @@ pub enum Action {
     /// Forget the seat; the plans then stop what sat in it.
     Stop(WorkloadId),
     RevisionReady(RevisionKey),
-    RevisionFailed { revision: RevisionKey, reason: &'static str, message: String },
+    RevisionFailed {
+        revision: RevisionKey,
+        reason: &'static str,
+        message: String,
+    },
 }
 
 /// Why an instance is started; the words of the system log. Source: Cloud Run, `Starting new instance`.
@@ -144,14 +163,7 @@ pub struct Fleet {
 
 impl Fleet {
     pub fn new(tuning: Tuning, random: Box<dyn FnMut(usize) -> String + Send>) -> Fleet {
-        Fleet {
-            tuning,
-            members: BTreeMap::new(),
-            crews: BTreeMap::new(),
-            resting: BTreeMap::new(),
-            cursor: 0,
-            random,
-        }
+        Fleet { tuning, members: BTreeMap::new(), crews: BTreeMap::new(), resting: BTreeMap::new(), cursor: 0, random }
     }
 
     /// Takes notice of an event and decides. What it answers is to be done at once: the fleet counts on it.
@@ -278,8 +290,12 @@ impl Fleet {
 
     /// Compares what there is with what there should be, revision by revision.
     fn tend(&mut self, world: &World, now: Timestamp, actions: &mut Vec<Action>) {
-        let orphans: Vec<WorkloadId> =
-            self.members.iter().filter(|(_, m)| !world.revisions.contains_key(&m.revision)).map(|(id, _)| id.clone()).collect();
+        let orphans: Vec<WorkloadId> = self
+            .members
+            .iter()
+            .filter(|(_, m)| !world.revisions.contains_key(&m.revision))
+            .map(|(id, _)| id.clone())
+            .collect();
         for orphan in orphans {
             self.stop(&orphan, world, now, actions);
         }
@@ -325,7 +341,14 @@ impl Fleet {
     }
 
     /// Lets go of instances beyond `want`: those idle for long enough, and all where nobody is served any more.
-    fn shrink(&mut self, living: Vec<WorkloadId>, want: u32, bounds: Bounds, now: Timestamp, actions: &mut Vec<Action>) {
+    fn shrink(
+        &mut self,
+        living: Vec<WorkloadId>,
+        want: u32,
+        bounds: Bounds,
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) {
         let surplus = living.len().saturating_sub(usize::try_from(want).unwrap_or(usize::MAX));
         let mut leaving: Vec<(Duration, WorkloadId)> = living
             .into_iter()
@@ -391,8 +414,7 @@ impl Fleet {
         // Counts as taken until the world shows the seat.
         self.resting.insert(place, now.plus(RUN_STOP_GRACE * 3));
         let workload = WorkloadId(format!("run-{}", (self.random)(12)));
-        let member =
-            Member { revision: revision.clone(), phase: Phase::Starting, since: now, idle: Duration::ZERO };
+        let member = Member { revision: revision.clone(), phase: Phase::Starting, since: now, idle: Duration::ZERO };
         self.members.insert(workload.clone(), member);
         Some(SeatRecord {
             workload,

@@ -25,8 +25,8 @@ pub const ORGANIZATION: &str = "organizations/123450001";
 /// Who owns a new cloud unless the operator names somebody else.
 pub const ADMIN_DEFAULT: &str = "admin@tombolo.local";
 
-/// Service names we know, with the titles of their messages. Those marked `served` answer; the others can be enabled
-/// (scripts do that as a matter of course) and their hosts answer that they are not served here.
+/// Service names we know, with the titles of their messages. The first eight answer; the others can be enabled (scripts
+/// do that as a matter of course) and have no host here.
 pub const APIS: &[Api] = &[
     api("cloudresourcemanager.googleapis.com", "Cloud Resource Manager API"),
     api("compute.googleapis.com", "Compute Engine API"),
@@ -76,8 +76,12 @@ const AGENTS: &[(&str, &str, &str)] = &[
 ];
 
 /// APIs that answer for a project without having been enabled on it: without them nothing could be enabled.
-const ALWAYS_ON: &[&str] =
-    &["cloudresourcemanager.googleapis.com", "serviceusage.googleapis.com", "iam.googleapis.com", "iamcredentials.googleapis.com"];
+const ALWAYS_ON: &[&str] = &[
+    "cloudresourcemanager.googleapis.com",
+    "serviceusage.googleapis.com",
+    "iam.googleapis.com",
+    "iamcredentials.googleapis.com",
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Api {
@@ -223,12 +227,7 @@ pub fn set_active(control: &Control, caller: &Caller, name: &str, active: bool) 
 }
 
 /// Changes what a user may change of a project.
-pub fn update(
-    control: &Control,
-    caller: &Caller,
-    name: &str,
-    edit: impl Fn(&mut Project),
-) -> Result<Project, Fault> {
+pub fn update(control: &Control, caller: &Caller, name: &str, edit: impl Fn(&mut Project)) -> Result<Project, Fault> {
     let (project, _) = control.commit(|world, txn| {
         let mut project = visible(control, world, caller, name, "resourcemanager.projects.update")?.clone();
         edit(&mut project);
@@ -265,7 +264,7 @@ fn usage_project<'w>(
     visible(control, world, caller, name, permission).map_err(|_| usage_denied(permission, name))
 }
 
-/// A project and which of `apis` are enabled on it, for whoever may ask.
+/// A project and one of the APIs that there are, for whoever may see whether it is enabled.
 pub fn usage(control: &Control, caller: &Caller, name: &str, api: &str) -> Result<(Project, &'static Api), Fault> {
     let world = control.read();
     let project = usage_project(control, &world, caller, name, "serviceusage.services.get")?;

@@ -130,8 +130,8 @@ impl Client<'_> {
         permission: &'static str,
     ) -> Result<&'w ServiceRecord, Fault> {
         let denied = |_| self.denied(permission, &self.resource(key));
-        projects::require_api(world, key.project.as_str(), API)?;
         self.control.authorize(world, self.caller, &[Need::on(permission, key)]).map_err(denied)?;
+        projects::require_api(world, key.project.as_str(), API)?;
         world.services.get(key).ok_or_else(|| absent("SERVICE", &key.name, key))
     }
 
@@ -237,7 +237,12 @@ impl Client<'_> {
     }
 
     /// Deletes a service with its revisions and its policy. The name is free at once. Returns the service as it was.
-    pub fn delete(&self, key: &ServiceKey, mode: Mode, expect: impl Fn(&ServiceRecord) -> Result<(), Fault>) -> Result<ServiceRecord, Fault> {
+    pub fn delete(
+        &self,
+        key: &ServiceKey,
+        mode: Mode,
+        expect: impl Fn(&ServiceRecord) -> Result<(), Fault>,
+    ) -> Result<ServiceRecord, Fault> {
         self.write(mode, |world, txn| {
             let old = self.reach(world, key, "run.services.delete")?;
             expect(old)?;
@@ -341,13 +346,14 @@ impl Client<'_> {
         key: &RevisionKey,
         permission: &'static str,
     ) -> Result<&'w Revision, Fault> {
-        projects::require_api(world, key.service.project.as_str(), API)?;
         let resource = match self.view {
             View::V1 => format!("namespaces/{}/revisions/{}", key.service.project, key.name),
             View::V2 => key.to_string(),
         };
         let denied = |_| self.denied(permission, &resource);
-        self.control.authorize(world, self.caller, &[Need::on(permission, key)]).map_err(denied)?;
+        // A revision has no policy of its own: its service's speaks for it.
+        self.control.authorize(world, self.caller, &[Need::on(permission, &key.service)]).map_err(denied)?;
+        projects::require_api(world, key.service.project.as_str(), API)?;
         world.revisions.get(key).ok_or_else(|| absent("REVISION", &key.name, &key.service))
     }
 
@@ -406,7 +412,11 @@ impl Client<'_> {
         let project = self.enter(&world, project, "run.operations.get", &what)?;
         let here = |o: &&RunOperation| o.service.project == project.id && o.service.region == *region;
         world.run_operations.get(id).filter(here).cloned().ok_or_else(|| {
-            Fault::new(Code::NotFound, "notFound", format!("Operation '{id}' in region '{region}' in project '{}' does not exist.", project.id))
+            Fault::new(
+                Code::NotFound,
+                "notFound",
+                format!("Operation '{id}' in region '{region}' in project '{}' does not exist.", project.id),
+            )
         })
     }
 
@@ -454,7 +464,8 @@ impl Client<'_> {
     pub fn policy(&self, key: &ServiceKey) -> Result<Policy, Fault> {
         let world = self.control.read();
         let resource = key.to_string();
-        let policy = self.with_target(key, &resource, |target| policies::get(self.control, &world, self.caller, target))?;
+        let policy =
+            self.with_target(key, &resource, |target| policies::get(self.control, &world, self.caller, target))?;
         if world.services.contains_key(key) { Ok(policy) } else { Err(absent("SERVICE", &key.name, key)) }
     }
 
@@ -684,11 +695,7 @@ pub fn revision_failed(control: &Control, key: &RevisionKey, reason: &str, messa
     })
 }
 
-fn set_state(
-    control: &Control,
-    key: &RevisionKey,
-    state: impl Fn(Timestamp) -> RevisionState,
-) -> Result<(), Fault> {
+fn set_state(control: &Control, key: &RevisionKey, state: impl Fn(Timestamp) -> RevisionState) -> Result<(), Fault> {
     control.commit(|world, txn| {
         let Some(old) = world.revisions.get(key) else { return Ok(()) };
         if old.state != RevisionState::Deploying {
@@ -718,9 +725,10 @@ fn set_state(
 }
 
 fn is_newer(world: &World, service: &ServiceRecord, revision: &Revision) -> bool {
-    let ready = service.latest_ready.as_ref().and_then(|name| {
-        world.revisions.get(&RevisionKey { service: service.key.clone(), name: name.clone() })
-    });
+    let ready = service
+        .latest_ready
+        .as_ref()
+        .and_then(|name| world.revisions.get(&RevisionKey { service: service.key.clone(), name: name.clone() }));
     ready.is_none_or(|r| r.number < revision.number)
 }
 

@@ -33,7 +33,8 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    accounts, kind::Record,
+    accounts,
+    kind::Record,
     ops::{Caller, Change, Control},
     policies, projects,
     world::{Holder, World},

@@ -84,7 +84,12 @@ impl ResourceManager {
             }
             (&Method::POST, ["v3", "projects"], None) => {
                 let body: NewProjectV3 = parse(call.json()?)?;
-                let wanted = Wanted { id: body.project_id, display_name: body.display_name, parent: body.parent, labels: body.labels };
+                let wanted = Wanted {
+                    id: body.project_id,
+                    display_name: body.display_name,
+                    parent: body.parent,
+                    labels: body.labels,
+                };
                 let project = projects::create(control, &caller, &wanted)?;
                 Ok(Reply::json(operation(&project, show_v3)))
             }
@@ -126,7 +131,8 @@ impl ResourceManager {
                 Ok(Reply::json(json!({})))
             }
             (&Method::POST, ["v1" | "v3", "projects", name], Some(verb)) => {
-                let project = control.read().project(name).map(|p| format!("projects/{}", p.id)).ok_or_else(invisible)?;
+                let project =
+                    control.read().project(name).map(|p| format!("projects/{}", p.id)).ok_or_else(invisible)?;
                 self.policy(call, &caller, &project, "projects", verb)
             }
             (&Method::GET, ["v1" | "v3", "organizations", id], None) => {
@@ -153,7 +159,8 @@ impl ResourceManager {
             Some(mask) => mask.split(',').any(|m| m == field || m.replace('_', "").eq_ignore_ascii_case(field)),
             None => present,
         };
-        let (names, labels) = (masked("displayName", body.display_name.is_some()), masked("labels", body.labels.is_some()));
+        let (names, labels) =
+            (masked("displayName", body.display_name.is_some()), masked("labels", body.labels.is_some()));
         let project = projects::update(&self.control, caller, name, |p| {
             if names {
                 p.display_name = body.display_name.clone().unwrap_or_default();
@@ -202,7 +209,8 @@ impl ResourceManager {
         let filter = Filter::parse(call.query.get("filter").or(call.query.get("query")).unwrap_or(""))?;
         let parent = call.query.get("parent");
         let all = projects::list(&self.control, caller);
-        let wanted = |p: &&Project| filter.matches(p) && parent.is_none_or(|parent| p.parent.as_deref() == Some(parent));
+        let wanted =
+            |p: &&Project| filter.matches(p) && parent.is_none_or(|parent| p.parent.as_deref() == Some(parent));
         let shown: Vec<Value> = all.iter().filter(wanted).map(shape).collect();
         Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"projects": shown}) }))
     }
@@ -270,14 +278,26 @@ impl Filter {
     fn parse(text: &str) -> Result<Filter, Fault> {
         let term = |term: &str| {
             let (field, value) = term.split_once([':', '='])?;
-            let known = ["id", "projectid", "name", "displayname", "lifecyclestate", "state", "parent.type", "parent.id", "parent"];
+            let known = [
+                "id",
+                "projectid",
+                "name",
+                "displayname",
+                "lifecyclestate",
+                "state",
+                "parent.type",
+                "parent.id",
+                "parent",
+            ];
             let lower = field.to_ascii_lowercase();
             let ok = known.contains(&lower.as_str()) || lower.starts_with("labels.");
             ok.then(|| (lower, value.trim_matches('"').to_ascii_lowercase()))
         };
         let terms = text.split_whitespace().filter(|word| *word != "AND");
         terms
-            .map(|word| term(word).ok_or_else(|| Fault::invalid(format!("Field [filter] has issue [Invalid filter: '{word}']"))))
+            .map(|word| {
+                term(word).ok_or_else(|| Fault::invalid(format!("Field [filter] has issue [Invalid filter: '{word}']")))
+            })
             .collect::<Result<_, _>>()
             .map(Filter)
     }

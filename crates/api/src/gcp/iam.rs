@@ -95,7 +95,11 @@ impl Iam {
                 accounts::delete_key(control, caller, name(project, account), kid)?;
                 Ok(Reply::json(json!({})))
             }
-            (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], Some(verb @ ("disable" | "enable"))) => {
+            (
+                &Method::POST,
+                ["v1", "projects", project, "serviceAccounts", account, "keys", kid],
+                Some(verb @ ("disable" | "enable")),
+            ) => {
                 accounts::set_key_disabled(control, caller, name(project, account), kid, verb == "disable")?;
                 Ok(Reply::json(json!({})))
             }
@@ -239,7 +243,9 @@ fn patch(body: &Value) -> Result<Patch, Fault> {
             "displayName" | "display_name" => patch.display_name = Some(field("displayName").unwrap_or_default()),
             "description" => patch.description = Some(field("description").unwrap_or_default()),
             "" | "etag" => {}
-            other => return Err(Fault::invalid(format!("The field '{other}' of a service account cannot be updated."))),
+            other => {
+                return Err(Fault::invalid(format!("The field '{other}' of a service account cannot be updated.")));
+            }
         }
     }
     Ok(patch)
@@ -430,8 +436,9 @@ fn strings(value: &Value) -> Result<Vec<String>, Fault> {
 fn lifetime(text: Option<&str>) -> Result<Duration, Fault> {
     let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(Duration::from_secs(3_600)) };
     let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
-    seconds
-        .filter(|s| s.is_finite() && *s >= 0.0 && *s < 1e9)
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| Fault::invalid(format!("Invalid value at 'lifetime' (type.googleapis.com/google.protobuf.Duration), \"{text}\"")))
+    seconds.filter(|s| s.is_finite() && *s >= 0.0 && *s < 1e9).map(Duration::from_secs_f64).ok_or_else(|| {
+        Fault::invalid(format!(
+            "Invalid value at 'lifetime' (type.googleapis.com/google.protobuf.Duration), \"{text}\""
+        ))
+    })
 }

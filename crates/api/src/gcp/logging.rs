@@ -138,7 +138,9 @@ impl Logging {
         let project = match parts.as_slice() {
             ["projects", project] => project,
             // Both views show all that there is.
-            ["projects", project, "locations", "global", "buckets", "_Default", "views", "_AllLogs" | "_Default"] => project,
+            ["projects", project, "locations", "global", "buckets", "_Default", "views", "_AllLogs" | "_Default"] => {
+                project
+            }
             ["organizations" | "folders" | "billingAccounts", _] => return Err(Fault::not_enforced("resourceNames")),
             _ => return Err(Fault::invalid(format!("Invalid resource name '{name}'."))),
         };
@@ -177,7 +179,9 @@ fn order(text: &str) -> Result<Order, Fault> {
     match words.as_slice() {
         [] | ["timestamp"] | ["timestamp", "asc"] => Ok(Order::Asc),
         ["timestamp", "desc"] => Ok(Order::Desc),
-        _ => Err(Fault::invalid(format!("Invalid order_by '{text}': only \"timestamp asc\" and \"timestamp desc\" are allowed."))),
+        _ => Err(Fault::invalid(format!(
+            "Invalid order_by '{text}': only \"timestamp asc\" and \"timestamp desc\" are allowed."
+        ))),
     }
 }
 

@@ -60,9 +60,10 @@ impl OAuth {
             (&Method::POST | &Method::GET, ["oauth2", "v1" | "v2", "tokeninfo"]) => {
                 Ok(Reply::json(old_token_info(&self.info(call)?)))
             }
-            (&Method::GET, ["oauth2", "v1" | "v2" | "v3", "userinfo"] | ["userinfo", "v2", "me"] | ["v1", "userinfo"]) => {
-                self.user_info(call)
-            }
+            (
+                &Method::GET,
+                ["oauth2", "v1" | "v2" | "v3", "userinfo"] | ["userinfo", "v2", "me"] | ["v1", "userinfo"],
+            ) => self.user_info(call),
             (&Method::GET, ["oauth2", "v1", "certs"]) => certs::x509(&self.mint, call.now),
             (&Method::GET, ["oauth2", "v2" | "v3", "certs"]) => certs::jwks(&self.mint, call.now),
             (&Method::GET, [".well-known", "openid-configuration"]) => Ok(certs::openid_configuration()),

@@ -74,7 +74,9 @@ struct ConditionBody {
 /// # Errors
 /// 400 for what is no policy, a version that is none, and what would not be obeyed.
 pub fn asked(body: &Value) -> Result<Asked, Fault> {
-    let policy = body.get("policy").ok_or_else(|| Fault::invalid("Request contains an invalid argument: policy is required."))?;
+    let policy = body
+        .get("policy")
+        .ok_or_else(|| Fault::invalid("Request contains an invalid argument: policy is required."))?;
     let policy: PolicyBody = serde_json::from_value(policy.clone())
         .map_err(|why| Fault::invalid(format!("Invalid JSON payload received. Invalid value at 'policy': {why}")))?;
     if ![0, 1, 3].contains(&policy.version) {
@@ -86,7 +88,11 @@ pub fn asked(body: &Value) -> Result<Asked, Fault> {
     let binding = |b: BindingBody| Binding {
         role: b.role,
         members: b.members,
-        condition: b.condition.map(|c| Condition { title: c.title, description: c.description, expression: c.expression }),
+        condition: b.condition.map(|c| Condition {
+            title: c.title,
+            description: c.description,
+            expression: c.expression,
+        }),
     };
     Ok(Asked { bindings: policy.bindings.into_iter().map(binding).collect(), etag: policy.etag })
 }
@@ -107,7 +113,8 @@ pub fn check_requested_version(query: &Query, body: &Value) -> Result<(), Fault>
 /// The body of `testIamPermissions`.
 pub fn tested(body: &Value) -> Result<Vec<String>, Fault> {
     let Some(list) = body.get("permissions") else { return Ok(Vec::new()) };
-    serde_json::from_value(list.clone()).map_err(|_| Fault::invalid("Invalid value at 'permissions': a list of strings is expected."))
+    serde_json::from_value(list.clone())
+        .map_err(|_| Fault::invalid("Invalid value at 'permissions': a list of strings is expected."))
 }
 
 /// Its answer.

@@ -13,12 +13,7 @@ use control::{
     world::{ServiceRecord, World},
 };
 use http::Method;
-use model::{
-    fault::Fault,
-    name::Region,
-    project::REGIONS,
-    run::ServiceKey,
-};
+use model::{fault::Fault, name::Region, project::REGIONS, run::ServiceKey};
 use serde_json::{Value, json};
 
 use super::{policy, run_v1, run_v2, who};
@@ -89,7 +84,8 @@ impl<'a> Asked<'a> {
 
     fn locations(&self, project: &str) -> Answer {
         let world = self.control.read();
-        let project = world.project(project).ok_or_else(|| error::denied(error::Family::Run, "run.locations.list", project))?;
+        let project =
+            world.project(project).ok_or_else(|| error::denied(error::Family::Run, "run.locations.list", project))?;
         let need = control::kind::Need::on("run.locations.list", format!("projects/{}", project.id));
         self.control
             .authorize(&world, self.caller, &[need])
@@ -200,8 +196,7 @@ impl<'a> Asked<'a> {
 fn timeout(text: Option<&str>) -> Result<Duration, Fault> {
     let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(WAIT_DEFAULT) };
     let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
-    seconds
-        .filter(|s| s.is_finite() && (0.0..1e6).contains(s))
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| Fault::invalid(format!("Invalid value at 'timeout' (type.googleapis.com/google.protobuf.Duration), \"{text}\"")))
+    seconds.filter(|s| s.is_finite() && (0.0..1e6).contains(s)).map(Duration::from_secs_f64).ok_or_else(|| {
+        Fault::invalid(format!("Invalid value at 'timeout' (type.googleapis.com/google.protobuf.Duration), \"{text}\""))
+    })
 }

@@ -31,7 +31,9 @@ pub(super) fn route(asked: &Asked<'_>) -> Answer {
             let region = asked.call.host.region.as_ref().ok_or_else(regional)?.to_string();
             resource(asked, project, &region, rest)
         }
-        ["v1", "projects", project, "locations" | "regions", region, rest @ ..] => resource(asked, project, region, rest),
+        ["v1", "projects", project, "locations" | "regions", region, rest @ ..] => {
+            resource(asked, project, region, rest)
+        }
         ["apis", "run.googleapis.com" | "domains.cloudrun.com", "v1", "namespaces", _, collection, ..] => {
             Err(Fault::not_enforced(collection))
         }
@@ -41,7 +43,11 @@ pub(super) fn route(asked: &Asked<'_>) -> Answer {
 
 /// A namespace says nothing of a region; only the host does.
 fn regional() -> Fault {
-    Fault::new(Code::NotFound, "notFound", "Namespaced methods are served by regional endpoints only, such as us-central1-run.googleapis.com.")
+    Fault::new(
+        Code::NotFound,
+        "notFound",
+        "Namespaced methods are served by regional endpoints only, such as us-central1-run.googleapis.com.",
+    )
 }
 
 fn resource(asked: &Asked<'_>, project: &str, region: &str, rest: &[&str]) -> Answer {
@@ -79,13 +85,20 @@ fn resource(asked: &Asked<'_>, project: &str, region: &str, rest: &[&str]) -> An
                 "details": {"name": gone.key.name, "group": "serving.knative.dev", "kind": "revisions", "uid": gone.uid},
             })))
         }
-        (&Method::GET, ["configurations"]) => list_relatives(asked, project, region, "ConfigurationList", show::configuration),
+        (&Method::GET, ["configurations"]) => {
+            list_relatives(asked, project, region, "ConfigurationList", show::configuration)
+        }
         (&Method::GET, ["routes"]) => list_relatives(asked, project, region, "RouteList", show::route),
         (&Method::GET, ["configurations", name]) => relative(asked, project, region, name, show::configuration),
         (&Method::GET, ["routes", name]) => relative(asked, project, region, name, show::route),
-        (_, [collection @ ("jobs" | "workerpools" | "workerPools" | "executions" | "tasks" | "instances" | "domainmappings" | "authorizeddomains"), ..]) => {
-            Err(Fault::not_enforced(collection))
-        }
+        (
+            _,
+            [
+                collection @ ("jobs" | "workerpools" | "workerPools" | "executions" | "tasks" | "instances"
+                | "domainmappings" | "authorizeddomains"),
+                ..,
+            ],
+        ) => Err(Fault::not_enforced(collection)),
         _ => Err(error::unknown_method()),
     }
 }

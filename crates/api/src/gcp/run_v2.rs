@@ -39,7 +39,11 @@ pub(super) fn route(asked: &Asked<'_>) -> Answer {
         (&Method::PATCH, ["services", name]) => patch(asked, &asked.key(project, region, name)?),
         (&Method::DELETE, ["services", name]) => delete(asked, &asked.key(project, region, name)?),
         (&Method::GET, ["services", name, "revisions"]) => {
-            let found = asked.client().revisions(project, &asked.region(region)?, Some(name).filter(|n| **n != "-").copied())?;
+            let found = asked.client().revisions(
+                project,
+                &asked.region(region)?,
+                Some(name).filter(|n| **n != "-").copied(),
+            )?;
             let world = asked.control.read();
             let shown = found.iter().map(|r| (r.uid.clone(), show::revision(&world, r))).collect();
             page(asked, "revisions", shown)
@@ -54,10 +58,13 @@ pub(super) fn route(asked: &Asked<'_>) -> Answer {
             let gone = asked.client().delete_revision(&key, mode(asked)?)?;
             let mut shown = show::revision(&asked.control.read(), &gone);
             shown["@type"] = "type.googleapis.com/google.cloud.run.v2.Revision".into();
-            let name = format!("projects/{}/locations/{}/operations/{}", key.service.project, key.service.region, gone.uid);
+            let name =
+                format!("projects/{}/locations/{}/operations/{}", key.service.project, key.service.region, gone.uid);
             Ok(Reply::json(json!({"name": name, "metadata": shown, "done": true, "response": shown})))
         }
-        (_, [collection @ ("jobs" | "workerPools" | "instances" | "builds"), ..]) => Err(Fault::not_enforced(collection)),
+        (_, [collection @ ("jobs" | "workerPools" | "instances" | "builds"), ..]) => {
+            Err(Fault::not_enforced(collection))
+        }
         _ => Err(error::unknown_method()),
     }
 }
@@ -66,7 +73,13 @@ fn mode(asked: &Asked<'_>) -> Result<Mode, Fault> {
     Ok(if asked.call.query.flag("validateOnly")? == Some(true) { Mode::DryRun } else { Mode::Commit })
 }
 
-fn revision_key(asked: &Asked<'_>, project: &str, region: &str, service: &str, name: &str) -> Result<RevisionKey, Fault> {
+fn revision_key(
+    asked: &Asked<'_>,
+    project: &str,
+    region: &str,
+    service: &str,
+    name: &str,
+) -> Result<RevisionKey, Fault> {
     Ok(RevisionKey { service: asked.key(project, region, service)?, name: name.to_owned() })
 }
 
@@ -124,7 +137,11 @@ fn check_etag(record: &ServiceRecord, etag: &str) -> Result<(), Fault> {
     if etag.is_empty() || etag == show::etag(record.version) {
         return Ok(());
     }
-    Err(Fault::new(Code::Aborted, "aborted", format!("Conflict for resource '{}': the etag does not match.", record.key.name)))
+    Err(Fault::new(
+        Code::Aborted,
+        "aborted",
+        format!("Conflict for resource '{}': the etag does not match.", record.key.name),
+    ))
 }
 
 fn delete(asked: &Asked<'_>, key: &ServiceKey) -> Answer {

@@ -75,7 +75,9 @@ impl ServiceUsage {
             (&Method::GET, ["v1", "operations", name], None) => {
                 // Operations are done before anyone can ask; what they did is what the project shows.
                 if name.starts_with("noop.") || name.starts_with("acat.p2-") {
-                    return Ok(Reply::json(json!({"name": format!("operations/{name}"), "done": true, "response": {}})));
+                    return Ok(Reply::json(
+                        json!({"name": format!("operations/{name}"), "done": true, "response": {}}),
+                    ));
                 }
                 Err(Fault::new(model::fault::Code::NotFound, "notFound", format!("Operation {name} not found.")))
             }
@@ -124,7 +126,11 @@ fn list(call: &Call, project: &Project) -> Answer {
         "" => None,
         "state:ENABLED" => Some("ENABLED"),
         "state:DISABLED" => Some("DISABLED"),
-        other => return Err(Fault::invalid(format!("Invalid filter '{other}': only state:ENABLED and state:DISABLED are allowed."))),
+        other => {
+            return Err(Fault::invalid(format!(
+                "Invalid filter '{other}': only state:ENABLED and state:DISABLED are allowed."
+            )));
+        }
     };
     let size = match call.query.number("pageSize")? {
         None | Some(0) => PAGE_DEFAULT,
@@ -132,7 +138,8 @@ fn list(call: &Call, project: &Project) -> Answer {
     };
     // A page begins after the service that its token names.
     let after = call.query.get("pageToken").unwrap_or("");
-    let mut apis: Vec<&Known> = APIS.iter().filter(|api| api.name > after && wanted.is_none_or(|w| state(project, api) == w)).collect();
+    let mut apis: Vec<&Known> =
+        APIS.iter().filter(|api| api.name > after && wanted.is_none_or(|w| state(project, api) == w)).collect();
     apis.sort_by_key(|api| api.name);
     let more = apis.len() > size;
     apis.truncate(size);

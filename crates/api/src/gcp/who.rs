@@ -21,17 +21,15 @@ const READ_ONLY: &str = "https://www.googleapis.com/auth/cloud-platform.read-onl
 /// Scopes that open an API beside `cloud-platform`: for all of it, and for reading. Source: each API's method list.
 fn scopes(service: Service) -> (&'static [&'static str], &'static [&'static str]) {
     match service {
-        Service::Compute => (
-            &["https://www.googleapis.com/auth/compute"],
-            &["https://www.googleapis.com/auth/compute.readonly"],
-        ),
+        Service::Compute => {
+            (&["https://www.googleapis.com/auth/compute"], &["https://www.googleapis.com/auth/compute.readonly"])
+        }
         Service::Iam | Service::IamCredentials => (&["https://www.googleapis.com/auth/iam"], &[]),
         Service::ServiceUsage => (&["https://www.googleapis.com/auth/service.management"], &[]),
         Service::ResourceManager => (&[], &["https://www.googleapis.com/auth/cloudplatformprojects.readonly"]),
-        Service::Logging => (
-            &["https://www.googleapis.com/auth/logging.admin"],
-            &["https://www.googleapis.com/auth/logging.read"],
-        ),
+        Service::Logging => {
+            (&["https://www.googleapis.com/auth/logging.admin"], &["https://www.googleapis.com/auth/logging.read"])
+        }
         Service::Dns => (&["https://www.googleapis.com/auth/ndev.clouddns.readwrite"], &[]),
         Service::Run | Service::OrgPolicy | Service::OAuth | Service::Accounts => (&[], &[]),
     }

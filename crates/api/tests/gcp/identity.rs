@@ -53,14 +53,18 @@ async fn an_account_lives_through_its_verbs() {
     let shown = scene.get(&format!("{IAM}/{BOT}")).await.ok();
     assert_eq!((shown["email"].as_str(), shown["uniqueId"].as_str().map(str::len)), (Some(BOT), Some(21)));
     // Under the wildcard and by its number it is the same account.
-    let by_id = format!("https://iam.googleapis.com/v1/projects/-/serviceAccounts/{}", shown["uniqueId"].as_str().unwrap());
+    let by_id =
+        format!("https://iam.googleapis.com/v1/projects/-/serviceAccounts/{}", shown["uniqueId"].as_str().unwrap());
     assert_eq!(scene.get(&by_id).await.ok(), shown);
     let twice = scene.post(IAM, json!({"accountId": "bot-account"})).await;
     assert_eq!(twice.refused(409), "Service account bot-account already exists within project projects/producer-1.");
     let short = scene.post(IAM, json!({"accountId": "bot"})).await;
     assert_eq!(short.refused(400), "The account ID \"bot\" does not have a length between 6 and 30.");
     let patched = scene
-        .patch(&format!("{IAM}/{BOT}"), json!({"serviceAccount": {"description": "d", "displayName": "x"}, "updateMask": "description"}))
+        .patch(
+            &format!("{IAM}/{BOT}"),
+            json!({"serviceAccount": {"description": "d", "displayName": "x"}, "updateMask": "description"}),
+        )
         .await
         .ok();
     assert_eq!((&patched["description"], &patched["displayName"]), (&json!("d"), &json!("Bot")));
@@ -92,11 +96,22 @@ async fn a_key_file_opens_the_token_endpoint_until_the_key_or_the_account_is_off
     assert_eq!(denied.refused(403), "The caller does not have permission");
     let id = ask(json!({"target_audience": "https://hello.example"})).await.ok();
     let claims = payload(id["id_token"].as_str().unwrap());
-    assert_eq!((&claims["aud"], &claims["email"], &claims["azp"]), (&json!("https://hello.example"), &json!(BOT), &json!(BOT)));
+    assert_eq!(
+        (&claims["aud"], &claims["email"], &claims["azp"]),
+        (&json!("https://hello.example"), &json!(BOT), &json!(BOT))
+    );
     assert_eq!(ask(json!({})).await.refused(400), "Invalid OAuth scope or ID token audience provided.");
     assert_eq!(ask(json!({"aud": "https://elsewhere", "scope": "x"})).await.status, 400);
-    assert!(ask(json!({"exp": START + 9_000, "scope": "x"})).await.refused(400).starts_with("Invalid JWT: Token must be a short-lived"));
-    assert_eq!(ask(json!({"iss": "ghost@producer-1.iam.gserviceaccount.com", "scope": "x"})).await.refused(400), "Invalid grant: account not found");
+    assert!(
+        ask(json!({"exp": START + 9_000, "scope": "x"}))
+            .await
+            .refused(400)
+            .starts_with("Invalid JWT: Token must be a short-lived")
+    );
+    assert_eq!(
+        ask(json!({"iss": "ghost@producer-1.iam.gserviceaccount.com", "scope": "x"})).await.refused(400),
+        "Invalid grant: account not found"
+    );
     // A disabled account's token dies at once and comes back to life with it.
     scene.post(&format!("{IAM}/{BOT}:disable"), json!({})).await.ok();
     assert_eq!(scene.call(Method::GET, PROJECT, Some(&token), None, "").await.status, 401);
@@ -138,7 +153,8 @@ async fn only_ten_keys_are_held_of_one_account() {
 #[tokio::test]
 async fn missing_bad_and_narrow_credentials_are_told_apart() {
     let scene = Scene::with_project().await;
-    let detail = |got: &crate::scene::Got| got.body["error"]["details"][0]["reason"].as_str().unwrap_or_default().to_owned();
+    let detail =
+        |got: &crate::scene::Got| got.body["error"]["details"][0]["reason"].as_str().unwrap_or_default().to_owned();
     let missing = scene.call(Method::GET, PROJECT, None, None, "").await;
     assert_eq!((missing.status, detail(&missing).as_str()), (401, "CREDENTIALS_MISSING"));
     let garbage = scene.call(Method::GET, PROJECT, Some("ya29.nothing"), None, "").await;
@@ -167,7 +183,8 @@ async fn a_narrow_scope_reads_logs_and_nothing_else() {
     let token = scene.form(TOKEN, &[("grant_type", JWT_BEARER), ("assertion", &narrow)]).await.ok();
     let token = token["access_token"].as_str().unwrap();
     let entries = json!({"resourceNames": ["projects/producer-1"]}).to_string();
-    let read = scene.call(Method::POST, "https://logging.googleapis.com/v2/entries:list", Some(token), None, &entries).await;
+    let read =
+        scene.call(Method::POST, "https://logging.googleapis.com/v2/entries:list", Some(token), None, &entries).await;
     assert_eq!(read.ok(), json!({}));
     let other = scene.call(Method::GET, PROJECT, Some(token), None, "").await;
     assert_eq!(other.refused(403), "Request had insufficient authentication scopes.");
@@ -178,7 +195,8 @@ async fn a_refresh_token_serves_until_it_is_revoked() {
     let scene = Scene::with_project().await;
     let refresh = scene.mint.refresh_token("Dev@Example.com", scene.control.now()).unwrap();
     assert!(refresh.starts_with("1//"));
-    let pairs = [("grant_type", "refresh_token"), ("client_id", "c"), ("client_secret", "s"), ("refresh_token", &refresh)];
+    let pairs =
+        [("grant_type", "refresh_token"), ("client_id", "c"), ("client_secret", "s"), ("refresh_token", &refresh)];
     let got = scene.form(TOKEN, &pairs).await.ok();
     assert_eq!(payload(got["id_token"].as_str().unwrap())["email"], "dev@example.com");
     let access = got["access_token"].as_str().unwrap();
@@ -190,7 +208,10 @@ async fn a_refresh_token_serves_until_it_is_revoked() {
     assert_eq!(scene.call(Method::GET, PROJECT, Some(&refresh), None, "").await.status, 401);
     assert_eq!(scene.form("https://oauth2.googleapis.com/revoke", &[("token", &refresh)]).await.ok(), json!({}));
     assert_eq!(scene.form(TOKEN, &pairs).await.refused(400), "Token has been expired or revoked.");
-    assert_eq!(scene.form("https://oauth2.googleapis.com/revoke", &[("token", &refresh)]).await.refused(400), "Token expired or revoked");
+    assert_eq!(
+        scene.form("https://oauth2.googleapis.com/revoke", &[("token", &refresh)]).await.refused(400),
+        "Token expired or revoked"
+    );
     assert_eq!(scene.form(TOKEN, &[("grant_type", "password")]).await.refused(400), "Invalid grant_type: password");
 }
 
@@ -198,8 +219,11 @@ async fn a_refresh_token_serves_until_it_is_revoked() {
 async fn impersonation_takes_the_permission_on_the_account() {
     let scene = with_bot().await;
     let dev = scene.mint.operator_token("dev@example.com", scene.control.now()).unwrap();
-    let ask = async |verb: &str, body: Value| scene.call(Method::POST, &format!("{CREDENTIALS}/{BOT}:{verb}"), Some(&dev), None, &body.to_string()).await;
-    let scope = json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"], "lifetime": "3600s", "delegates": null});
+    let ask = async |verb: &str, body: Value| {
+        scene.call(Method::POST, &format!("{CREDENTIALS}/{BOT}:{verb}"), Some(&dev), None, &body.to_string()).await
+    };
+    let scope =
+        json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"], "lifetime": "3600s", "delegates": null});
     assert_eq!(
         ask("generateAccessToken", scope.clone()).await.refused(403),
         "Permission 'iam.serviceAccounts.getAccessToken' denied on resource (or it may not exist)."
@@ -209,7 +233,12 @@ async fn impersonation_takes_the_permission_on_the_account() {
     let got = ask("generateAccessToken", scope).await.ok();
     let expires = got["expireTime"].as_str().unwrap();
     assert!(expires.ends_with('Z') && expires.len() == 20, "{expires}");
-    assert!(ask("generateAccessToken", json!({"scope": ["x"], "lifetime": "3601s"})).await.refused(400).contains("more than 1 hour"));
+    assert!(
+        ask("generateAccessToken", json!({"scope": ["x"], "lifetime": "3601s"}))
+            .await
+            .refused(400)
+            .contains("more than 1 hour")
+    );
     assert!(ask("generateAccessToken", json!({})).await.refused(400).contains("scope is required"));
     let token = ask("generateIdToken", json!({"audience": "a", "includeEmail": true})).await.ok();
     assert_eq!(payload(token["token"].as_str().unwrap())["email"], BOT);
@@ -241,8 +270,16 @@ async fn a_policy_is_written_over_what_was_read_or_not_at_all() {
     scene.post(&set, user("")).await.ok();
     let bad = |role: &str, member: &str| json!({"policy": {"bindings": [{"role": role, "members": [member]}]}});
     for (role, member, want) in [
-        ("roles/iam.serviceAccountUser", "serviceAccount:ghost@p.iam.gserviceaccount.com", "Service account ghost@p.iam.gserviceaccount.com does not exist."),
-        ("roles/iam.serviceAccountUser", "mickey", "The member mickey is of an unknown type. Please set a valid type prefix for the member."),
+        (
+            "roles/iam.serviceAccountUser",
+            "serviceAccount:ghost@p.iam.gserviceaccount.com",
+            "Service account ghost@p.iam.gserviceaccount.com does not exist.",
+        ),
+        (
+            "roles/iam.serviceAccountUser",
+            "mickey",
+            "The member mickey is of an unknown type. Please set a valid type prefix for the member.",
+        ),
         ("roles/nothing", "user:a@x.org", "Role roles/nothing does not exist in the resource's hierarchy."),
     ] {
         assert_eq!(scene.post(&set, bad(role, member)).await.refused(400), want);
@@ -251,7 +288,13 @@ async fn a_policy_is_written_over_what_was_read_or_not_at_all() {
     assert_eq!(everyone.status, 400);
     let conditional = json!({"policy": {"version": 3, "bindings": [{"role": "roles/viewer", "members": ["user:a@x.org"], "condition": {"title": "t", "expression": "true"}}]}});
     assert_eq!(scene.post(&format!("{PROJECT}:setIamPolicy"), conditional).await.status, 400);
-    let tested = scene.post(&format!("{PROJECT}:testIamPermissions"), json!({"permissions": ["serviceusage.services.use", "run.services.get"]})).await.ok();
+    let tested = scene
+        .post(
+            &format!("{PROJECT}:testIamPermissions"),
+            json!({"permissions": ["serviceusage.services.use", "run.services.get"]}),
+        )
+        .await
+        .ok();
     assert_eq!(tested, json!({"permissions": ["serviceusage.services.use", "run.services.get"]}));
 }
 
@@ -278,7 +321,10 @@ async fn roles_and_published_keys_can_be_read() {
     let scene = Scene::with_project().await;
     let role = scene.get("https://iam.googleapis.com/v1/roles/run.invoker").await.ok();
     assert!(role["includedPermissions"].as_array().unwrap().contains(&json!("run.routes.invoke")));
-    assert_eq!(scene.get("https://iam.googleapis.com/v1/roles/nothing").await.refused(404), "The role named roles/nothing was not found.");
+    assert_eq!(
+        scene.get("https://iam.googleapis.com/v1/roles/nothing").await.refused(404),
+        "The role named roles/nothing was not found."
+    );
     let jwks = scene.call(Method::GET, "https://www.googleapis.com/oauth2/v3/certs", None, None, "").await.ok();
     let pems = scene.call(Method::GET, "https://www.googleapis.com/oauth2/v1/certs", None, None, "").await.ok();
     let kid = jwks["keys"][0]["kid"].as_str().unwrap();

@@ -9,8 +9,11 @@ use crate::scene::{START, Scene};
 const LIST: &str = "https://logging.googleapis.com/v2/entries:list";
 
 fn request(at_s: i64, status: u16) -> RequestRecord {
-    let service =
-        ServiceKey { project: "producer-1".parse().unwrap(), region: "asia-northeast1".parse().unwrap(), name: "hello-service".into() };
+    let service = ServiceKey {
+        project: "producer-1".parse().unwrap(),
+        region: "asia-northeast1".parse().unwrap(),
+        name: "hello-service".into(),
+    };
     RequestRecord {
         service,
         revision: None,
@@ -37,7 +40,9 @@ fn request(at_s: i64, status: u16) -> RequestRecord {
 async fn with_requests() -> Scene {
     let scene = Scene::with_project().await;
     let world = scene.control.read();
-    let entries: Vec<_> = (0..3).map(|n| control::entries::request(&world, &request(START + n, 200 + u16::try_from(n).unwrap()))).collect();
+    let entries: Vec<_> = (0..3)
+        .map(|n| control::entries::request(&world, &request(START + n, 200 + u16::try_from(n).unwrap())))
+        .collect();
     drop(world);
     scene.journal.append(&entries);
     scene
@@ -52,7 +57,8 @@ async fn gcloud_reads_the_newest_entries_page_by_page() {
     let scene = with_requests().await;
     let filter = "timestamp>=\"2020-01-01T00:00:00.000000Z\" AND resource.type=cloud_run_revision AND \
                   resource.labels.service_name=hello-service AND logName=projects/producer-1/logs/run.googleapis.com%2Frequests";
-    let mut body = json!({"filter": filter, "orderBy": "timestamp desc", "pageSize": 2, "resourceNames": ["projects/producer-1"]});
+    let mut body =
+        json!({"filter": filter, "orderBy": "timestamp desc", "pageSize": 2, "resourceNames": ["projects/producer-1"]});
     let first = scene.post(LIST, body.clone()).await.ok();
     assert_eq!(statuses(&first), [202, 201]);
     assert_eq!(first["entries"][0]["httpRequest"]["remoteIp"], "fda3:e722:ac3:cc00:22b:7027:a00:302");
@@ -72,14 +78,29 @@ async fn what_cannot_be_read_is_refused_in_googles_words() {
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         body
     };
-    assert!(scene.post(LIST, ask(json!({"filter": "insertId=abc:def"}))).await.refused(400).starts_with("Unparseable filter: syntax error at line 1"));
+    assert!(
+        scene
+            .post(LIST, ask(json!({"filter": "insertId=abc:def"})))
+            .await
+            .refused(400)
+            .starts_with("Unparseable filter: syntax error at line 1")
+    );
     assert_eq!(scene.post(LIST, ask(json!({"orderBy": "severity"}))).await.status, 400);
     assert_eq!(scene.post(LIST, ask(json!({"pageSize": -1}))).await.status, 400);
     assert_eq!(scene.post(LIST, ask(json!({"pageToken": "ff"}))).await.status, 400);
     assert_eq!(scene.post(LIST, json!({})).await.status, 400);
-    assert_eq!(scene.post(LIST, json!({"resourceNames": ["projects/nowhere-1"]})).await.refused(404), "Project does not exist: nowhere-1");
+    assert_eq!(
+        scene.post(LIST, json!({"resourceNames": ["projects/nowhere-1"]})).await.refused(404),
+        "Project does not exist: nowhere-1"
+    );
     let stranger = scene.mint.operator_token("stranger@example.com", scene.control.now()).unwrap();
     let denied = scene.call(Method::POST, LIST, Some(&stranger), None, &ask(json!({})).to_string()).await;
     assert_eq!(denied.refused(403), "Permission denied for all log views");
-    assert!(scene.post("https://logging.googleapis.com/v2/entries:write", json!({"entries": []})).await.refused(400).contains("entries.write"));
+    assert!(
+        scene
+            .post("https://logging.googleapis.com/v2/entries:write", json!({"entries": []}))
+            .await
+            .refused(400)
+            .contains("entries.write")
+    );
 }

@@ -27,9 +27,15 @@ async fn a_project_is_created_once_and_belongs_to_whoever_made_it() {
         assert_eq!((&shown["projectNumber"], &shown["lifecycleState"]), (&json!(number), &json!("ACTIVE")));
         assert_eq!(shown["parent"], json!({"type": "organization", "id": "123450001"}));
     }
-    let policy = scene.post(&format!("{CRM}/producer-1:getIamPolicy"), json!({"options": {"requestedPolicyVersion": 3}})).await.ok();
+    let policy = scene
+        .post(&format!("{CRM}/producer-1:getIamPolicy"), json!({"options": {"requestedPolicyVersion": 3}}))
+        .await
+        .ok();
     assert_eq!(policy["bindings"], json!([{"role": "roles/owner", "members": ["user:admin@tombolo.local"]}]));
-    assert_eq!(scene.post(CRM, json!({"projectId": "producer-1"})).await.refused(409), "Requested entity already exists");
+    assert_eq!(
+        scene.post(CRM, json!({"projectId": "producer-1"})).await.refused(409),
+        "Requested entity already exists"
+    );
     assert!(scene.post(CRM, json!({"projectId": "x"})).await.refused(400).contains("6 to 30"));
 }
 
@@ -57,7 +63,8 @@ async fn a_deleted_project_is_only_marked_and_can_be_taken_back() {
     let state = |shown: serde_json::Value| shown["lifecycleState"].as_str().unwrap().to_owned();
     assert_eq!(state(scene.get(&format!("{CRM}/consumer-1")).await.ok()), "DELETE_REQUESTED");
     let active = scene.get(&format!("{CRM}?filter=lifecycleState:ACTIVE&pageSize=500")).await.ok();
-    let ids: Vec<&str> = active["projects"].as_array().unwrap().iter().map(|p| p["projectId"].as_str().unwrap()).collect();
+    let ids: Vec<&str> =
+        active["projects"].as_array().unwrap().iter().map(|p| p["projectId"].as_str().unwrap()).collect();
     assert_eq!(ids, ["producer-1"]);
     scene.post(&format!("{CRM}/consumer-1:undelete"), json!({})).await.ok();
     assert_eq!(state(scene.get(&format!("{CRM}/consumer-1")).await.ok()), "ACTIVE");
@@ -81,7 +88,10 @@ async fn enabling_run_brings_the_default_account_and_the_agents_with_their_roles
         let bindings = policy["bindings"].as_array().unwrap();
         bindings.iter().any(|b| b["role"] == role && b["members"].as_array().unwrap().contains(&json!(member)))
     };
-    assert!(holds("roles/editor", format!("serviceAccount:{number}-compute@developer.gserviceaccount.com")), "{policy:#}");
+    assert!(
+        holds("roles/editor", format!("serviceAccount:{number}-compute@developer.gserviceaccount.com")),
+        "{policy:#}"
+    );
     let agent = format!("serviceAccount:service-{number}@serverless-robot-prod.iam.gserviceaccount.com");
     assert!(holds("roles/run.serviceAgent", agent), "{policy:#}");
     // Again: nothing to do, and nothing is granted twice.
@@ -97,7 +107,8 @@ async fn enabling_run_brings_the_default_account_and_the_agents_with_their_roles
 #[tokio::test]
 async fn an_api_that_is_off_says_how_to_switch_it_on() {
     let scene = Scene::with_project().await;
-    let services = "https://asia-northeast1-run.googleapis.com/apis/serving.knative.dev/v1/namespaces/producer-1/services";
+    let services =
+        "https://asia-northeast1-run.googleapis.com/apis/serving.knative.dev/v1/namespaces/producer-1/services";
     scene.get(services).await.ok();
     scene.post(&format!("{USAGE}/producer-1/services/run.googleapis.com:disable"), json!({})).await.ok();
     let number = scene.number("producer-1");

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use crate::scene::{Got, HELLO, REGION_HOST, Scene};
 
-const GLOBAL: &str = "https://run.googleapis.com/v1/projects/producer-1/locations/asia-northeast1/services/hello-service";
+const GLOBAL: &str =
+    "https://run.googleapis.com/v1/projects/producer-1/locations/asia-northeast1/services/hello-service";
 const V2: &str = "https://run.googleapis.com/v2/projects/producer-1/locations/asia-northeast1";
 
 fn services() -> String {
@@ -96,13 +97,17 @@ async fn a_first_deployment_is_done_when_its_revision_serves_and_the_proxy_obeys
     control::run::revision_ready(&scene.control, &key).unwrap();
     // Ready, but the proxy does not know it yet.
     let routing = scene.get(&hello()).await.ok();
-    assert_eq!((&condition(&routing, "ConfigurationsReady")["status"], &condition(&routing, "Ready")["status"]), (&json!("True"), &json!("Unknown")));
+    assert_eq!(
+        (&condition(&routing, "ConfigurationsReady")["status"], &condition(&routing, "Ready")["status"]),
+        (&json!("True"), &json!("Unknown"))
+    );
     let (waited, ()) = tokio::join!(scene.post(&wait, json!({"timeout": "10s"})), async { scene.settle() });
     let done = waited.ok();
     assert_eq!(done["done"], true);
     let service = &done["response"];
     assert_eq!(service["@type"], "type.googleapis.com/google.cloud.run.v1.Service");
-    let order: Vec<&str> = service["status"]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
+    let order: Vec<&str> =
+        service["status"]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
     assert_eq!(order, ["Ready", "ConfigurationsReady", "RoutesReady"]);
     assert!(service["status"]["conditions"].as_array().unwrap().iter().all(|c| c["status"] == "True"));
     assert_eq!(service["status"]["observedGeneration"], service["metadata"]["generation"]);
@@ -112,7 +117,8 @@ async fn a_first_deployment_is_done_when_its_revision_serves_and_the_proxy_obeys
     let hash = scene.control.read().project("producer-1").unwrap().url_hash.clone();
     let url = format!("https://hello-service-{hash}-an.a.run.app");
     assert_eq!((&service["status"]["url"], &service["status"]["address"]["url"]), (&json!(url), &json!(url)));
-    let urls: Vec<String> = serde_json::from_str(service["metadata"]["annotations"]["run.googleapis.com/urls"].as_str().unwrap()).unwrap();
+    let urls: Vec<String> =
+        serde_json::from_str(service["metadata"]["annotations"]["run.googleapis.com/urls"].as_str().unwrap()).unwrap();
     assert_eq!(urls, [format!("https://hello-service-{number}.asia-northeast1.run.app"), url]);
     // The operation stays readable.
     assert_eq!(scene.post(&wait, json!({"timeout": "10s"})).await.ok()["done"], true);
@@ -131,7 +137,10 @@ async fn an_image_that_is_not_there_fails_the_deployment_at_once() {
     }
     assert!(made["status"].get("url").is_none());
     let id = made["metadata"]["annotations"]["run.googleapis.com/operation-id"].as_str().unwrap();
-    let operation = scene.get(&format!("{REGION_HOST}/v1/projects/producer-1/locations/asia-northeast1/operations/{id}")).await.ok();
+    let operation = scene
+        .get(&format!("{REGION_HOST}/v1/projects/producer-1/locations/asia-northeast1/operations/{id}"))
+        .await
+        .ok();
     assert_eq!((&operation["done"], &operation["error"]["code"]), (&json!(true), &json!(9)));
 }
 
@@ -148,9 +157,15 @@ async fn a_revision_that_does_not_listen_leaves_traffic_where_it_was() {
     let key = scene.newest("hello-service");
     control::run::revision_failed(&scene.control, &key, "HealthCheckContainerError", "It did not listen.").unwrap();
     let failed = scene.get(&hello()).await.ok();
-    assert_eq!((&condition(&failed, "Ready")["status"], &condition(&failed, "RoutesReady")["status"]), (&json!("False"), &json!("True")));
+    assert_eq!(
+        (&condition(&failed, "Ready")["status"], &condition(&failed, "RoutesReady")["status"]),
+        (&json!("False"), &json!("True"))
+    );
     assert!(condition(&failed, "Ready")["message"].as_str().unwrap().ends_with("It did not listen."));
-    assert_eq!((&failed["status"]["latestReadyRevisionName"], &failed["status"]["traffic"][0]["revisionName"]), (&old, &old));
+    assert_eq!(
+        (&failed["status"]["latestReadyRevisionName"], &failed["status"]["traffic"][0]["revisionName"]),
+        (&old, &old)
+    );
 }
 
 #[tokio::test]
@@ -194,31 +209,114 @@ async fn every_rule_about_values_has_its_refusal() {
     let cases: Vec<(Change, String)> = vec![
         (Box::new(|b| b["metadata"]["name"] = "Hello".into()), "metadata.name: only lowercase".into()),
         (Box::new(|b| b["metadata"]["name"] = "h".repeat(50).into()), "metadata.name: only lowercase".into()),
-        (Box::new(|b| b["metadata"]["namespace"] = "other-project".into()), "metadata.namespace: 'other-project'".into()),
+        (
+            Box::new(|b| b["metadata"]["namespace"] = "other-project".into()),
+            "metadata.namespace: 'other-project'".into(),
+        ),
         (Box::new(|b| b["kind"] = "Route".into()), "kind: 'Route' is not 'Service'.".into()),
         (Box::new(|b| container(b)["image"] = "".into()), format!("{at}.image: should be a non-empty string")),
-        (Box::new(|b| container(b)["resources"] = json!({"limits": {"memory": "512MB"}})), format!("{at}.resources.limits.memory: could not match suffix MB while parsing Quantity.")),
-        (Box::new(|b| container(b)["resources"] = json!({"limits": {"memory": "64Mi"}})), format!("{at}.resources.limits.memory: Invalid value specified for memory.")),
-        (Box::new(|b| container(b)["resources"] = json!({"limits": {"cpu": "3"}})), format!("{at}.resources.limits.cpu: Invalid value specified for cpu.")),
-        (Box::new(|b| container(b)["resources"] = json!({"limits": {"cpu": "1", "memory": "8Gi"}})), format!("{at}.resources.limits.cpu: Invalid value specified for cpu.")),
-        (Box::new(|b| container(b)["env"] = json!([{"name": "PORT", "value": "1"}, {"name": "A"}])), format!("{at}.env: The following reserved env names were provided: PORT. These values are automatically set by the system.")),
-        (Box::new(|b| container(b)["ports"] = json!([{"containerPort": 70000}])), format!("{at}.ports.containerPort: should be between 1 and 65535")),
-        (Box::new(|b| container(b)["ports"] = json!([{"name": "ftp", "containerPort": 1}])), format!("{at}.ports.name: 'ftp'")),
-        (Box::new(|b| container(b)["startupProbe"] = json!({"tcpSocket": {}, "periodSeconds": 200, "failureThreshold": 2})), format!("{at}.startupProbe: initialDelaySeconds")),
-        (Box::new(|b| container(b)["startupProbe"] = json!({"httpGet": {"path": "x"}})), format!("{at}.startupProbe.httpGet.path")),
-        (Box::new(|b| b["spec"]["template"]["spec"]["timeoutSeconds"] = 3601.into()), "spec.template.spec.timeoutSeconds: should be 1-3600".into()),
-        (Box::new(|b| b["spec"]["template"]["spec"]["containerConcurrency"] = 1001.into()), "spec.template.spec.containerConcurrency: should be 0-1000".into()),
-        (Box::new(|b| b["spec"]["template"]["metadata"]["name"] = "other-1".into()), "spec.template.metadata.name: revision name 'other-1'".into()),
-        (Box::new(|b| b["spec"]["traffic"] = json!([{"latestRevision": true, "percent": 90}])), "spec.traffic: Traffic percent must sum to 100".into()),
-        (Box::new(|b| b["spec"]["traffic"] = json!([{"latestRevision": true, "revisionName": "hello-service-1", "percent": 100}])), "spec.traffic[0].latestRevision".into()),
-        (Box::new(|b| b["spec"]["traffic"] = json!([{"revisionName": "hello-service-ghost", "percent": 100}])), "spec.traffic.revision_name: Revision named 'hello-service-ghost' does not exist".into()),
-        (Box::new(|b| b["spec"]["traffic"] = json!([{"latestRevision": true, "percent": 100, "tag": "x".repeat(40)}])), format!("spec.traffic.tag: traffic tag '{}' and service name 'hello-service' together are too long. Combined traffic tag and service name cannot exceed 46 characters.", "x".repeat(40))),
-        (Box::new(|b| b["metadata"]["annotations"]["run.googleapis.com/ingress"] = "some".into()), "metadata.annotations[run.googleapis.com/ingress]: 'some' is invalid.".into()),
-        (Box::new(|b| b["metadata"]["annotations"]["run.googleapis.com/cpu-throttling"] = "true".into()), "metadata.annotations[run.googleapis.com/cpu-throttling]: annotation".into()),
-        (Box::new(|b| b["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/target"] = "1".into()), "spec.template.metadata.annotations[autoscaling.knative.dev/target]: annotation".into()),
-        (Box::new(|b| b["metadata"]["labels"]["run.googleapis.com/x"] = "1".into()), "metadata.labels: label 'run.googleapis.com/x' is in the reserved namespace".into()),
-        (Box::new(|b| b["spec"]["template"]["spec"]["containers"] = json!([])), "spec.template.spec.containers: at least one".into()),
-        (Box::new(|b| b["spec"]["template"]["spec"]["containers"] = Value::Null), "spec.template.spec.containers: at least one".into()),
+        (
+            Box::new(|b| container(b)["resources"] = json!({"limits": {"memory": "512MB"}})),
+            format!("{at}.resources.limits.memory: could not match suffix MB while parsing Quantity."),
+        ),
+        (
+            Box::new(|b| container(b)["resources"] = json!({"limits": {"memory": "64Mi"}})),
+            format!("{at}.resources.limits.memory: Invalid value specified for memory."),
+        ),
+        (
+            Box::new(|b| container(b)["resources"] = json!({"limits": {"cpu": "3"}})),
+            format!("{at}.resources.limits.cpu: Invalid value specified for cpu."),
+        ),
+        (
+            Box::new(|b| container(b)["resources"] = json!({"limits": {"cpu": "1", "memory": "8Gi"}})),
+            format!("{at}.resources.limits.cpu: Invalid value specified for cpu."),
+        ),
+        (
+            Box::new(|b| container(b)["env"] = json!([{"name": "PORT", "value": "1"}, {"name": "A"}])),
+            format!(
+                "{at}.env: The following reserved env names were provided: PORT. These values are automatically set by the system."
+            ),
+        ),
+        (
+            Box::new(|b| container(b)["ports"] = json!([{"containerPort": 70000}])),
+            format!("{at}.ports.containerPort: should be between 1 and 65535"),
+        ),
+        (
+            Box::new(|b| container(b)["ports"] = json!([{"name": "ftp", "containerPort": 1}])),
+            format!("{at}.ports.name: 'ftp'"),
+        ),
+        (
+            Box::new(|b| {
+                container(b)["startupProbe"] = json!({"tcpSocket": {}, "periodSeconds": 200, "failureThreshold": 2})
+            }),
+            format!("{at}.startupProbe: initialDelaySeconds"),
+        ),
+        (
+            Box::new(|b| container(b)["startupProbe"] = json!({"httpGet": {"path": "x"}})),
+            format!("{at}.startupProbe.httpGet.path"),
+        ),
+        (
+            Box::new(|b| b["spec"]["template"]["spec"]["timeoutSeconds"] = 3601.into()),
+            "spec.template.spec.timeoutSeconds: should be 1-3600".into(),
+        ),
+        (
+            Box::new(|b| b["spec"]["template"]["spec"]["containerConcurrency"] = 1001.into()),
+            "spec.template.spec.containerConcurrency: should be 0-1000".into(),
+        ),
+        (
+            Box::new(|b| b["spec"]["template"]["metadata"]["name"] = "other-1".into()),
+            "spec.template.metadata.name: revision name 'other-1'".into(),
+        ),
+        (
+            Box::new(|b| b["spec"]["traffic"] = json!([{"latestRevision": true, "percent": 90}])),
+            "spec.traffic: Traffic percent must sum to 100".into(),
+        ),
+        (
+            Box::new(|b| {
+                b["spec"]["traffic"] =
+                    json!([{"latestRevision": true, "revisionName": "hello-service-1", "percent": 100}])
+            }),
+            "spec.traffic[0].latestRevision".into(),
+        ),
+        (
+            Box::new(|b| b["spec"]["traffic"] = json!([{"revisionName": "hello-service-ghost", "percent": 100}])),
+            "spec.traffic.revision_name: Revision named 'hello-service-ghost' does not exist".into(),
+        ),
+        (
+            Box::new(|b| {
+                b["spec"]["traffic"] = json!([{"latestRevision": true, "percent": 100, "tag": "x".repeat(40)}])
+            }),
+            format!(
+                "spec.traffic.tag: traffic tag '{}' and service name 'hello-service' together are too long. Combined traffic tag and service name cannot exceed 46 characters.",
+                "x".repeat(40)
+            ),
+        ),
+        (
+            Box::new(|b| b["metadata"]["annotations"]["run.googleapis.com/ingress"] = "some".into()),
+            "metadata.annotations[run.googleapis.com/ingress]: 'some' is invalid.".into(),
+        ),
+        (
+            Box::new(|b| b["metadata"]["annotations"]["run.googleapis.com/cpu-throttling"] = "true".into()),
+            "metadata.annotations[run.googleapis.com/cpu-throttling]: annotation".into(),
+        ),
+        (
+            Box::new(|b| {
+                b["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/target"] = "1".into()
+            }),
+            "spec.template.metadata.annotations[autoscaling.knative.dev/target]: annotation".into(),
+        ),
+        (
+            Box::new(|b| b["metadata"]["labels"]["run.googleapis.com/x"] = "1".into()),
+            "metadata.labels: label 'run.googleapis.com/x' is in the reserved namespace".into(),
+        ),
+        (
+            Box::new(|b| b["spec"]["template"]["spec"]["containers"] = json!([])),
+            "spec.template.spec.containers: at least one".into(),
+        ),
+        (
+            Box::new(|b| b["spec"]["template"]["spec"]["containers"] = Value::Null),
+            "spec.template.spec.containers: at least one".into(),
+        ),
     ];
     for (change, want) in cases {
         let got = scene.post(&services(), deploy_with(change)).await.refused(400);
@@ -238,14 +336,32 @@ async fn what_would_change_something_and_is_not_done_is_refused_by_name() {
         Box::new(move |b| b["metadata"]["annotations"][name] = value.into())
     };
     let cases: Vec<(Change, &str)> = vec![
-        (Box::new(|b| container(b)["env"] = json!([{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "1"}}}])), "env.valueFrom"),
+        (
+            Box::new(|b| {
+                container(b)["env"] = json!([{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "1"}}}])
+            }),
+            "env.valueFrom",
+        ),
         (Box::new(|b| container(b)["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}])), "volumeMounts"),
         (Box::new(|b| container(b)["livenessProbe"] = json!({"httpGet": {"path": "/"}})), "livenessProbe"),
         (Box::new(|b| container(b)["ports"] = json!([{"name": "h2c", "containerPort": 8080}])), "ports"),
         (Box::new(|b| container(b)["startupProbe"] = json!({"grpc": {"port": 8080}})), "grpc"),
-        (Box::new(|b| b["spec"]["template"]["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {"medium": "Memory"}}])), "volumes"),
-        (Box::new(|b| b["spec"]["template"]["spec"]["nodeSelector"] = json!({"run.googleapis.com/accelerator": "nvidia-l4"})), "nodeSelector"),
-        (Box::new(|b| b["spec"]["template"]["spec"]["containers"] = json!([{"image": HELLO}, {"image": HELLO}])), "containers[1]"),
+        (
+            Box::new(|b| {
+                b["spec"]["template"]["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {"medium": "Memory"}}])
+            }),
+            "volumes",
+        ),
+        (
+            Box::new(|b| {
+                b["spec"]["template"]["spec"]["nodeSelector"] = json!({"run.googleapis.com/accelerator": "nvidia-l4"})
+            }),
+            "nodeSelector",
+        ),
+        (
+            Box::new(|b| b["spec"]["template"]["spec"]["containers"] = json!([{"image": HELLO}, {"image": HELLO}])),
+            "containers[1]",
+        ),
         (template("run.googleapis.com/network-interfaces", "[{\"network\":\"n\"}]"), "network-interfaces"),
         (template("run.googleapis.com/vpc-access-connector", "c"), "vpc-access-connector"),
         (template("run.googleapis.com/cloudsql-instances", "p:r:i"), "cloudsql-instances"),
@@ -277,15 +393,24 @@ async fn who_deploys_must_be_allowed_to_act_as_the_revisions_account() {
     ]}});
     scene.post("https://cloudresourcemanager.googleapis.com/v1/projects/producer-1:setIamPolicy", grant).await.ok();
     let dev = scene.mint.operator_token("dev@example.com", scene.control.now()).unwrap();
-    let ask = async |body: Value| -> Got { scene.call(Method::POST, &services(), Some(&dev), None, &body.to_string()).await };
+    let ask =
+        async |body: Value| -> Got { scene.call(Method::POST, &services(), Some(&dev), None, &body.to_string()).await };
     let default = format!("{number}-compute@developer.gserviceaccount.com");
-    let text = |email: &str| format!("Permission 'iam.serviceaccounts.actAs' denied on service account {email} (or it may not exist).");
+    let text = |email: &str| {
+        format!("Permission 'iam.serviceaccounts.actAs' denied on service account {email} (or it may not exist).")
+    };
     assert_eq!(ask(deploy()).await.refused(403), text(&default));
     let ghost = "ghost@producer-1.iam.gserviceaccount.com";
     let body = deploy_with(|b| b["spec"]["template"]["spec"]["serviceAccountName"] = ghost.into());
     assert_eq!(scene.post(&services(), body).await.refused(403), text(ghost));
     let allow = json!({"policy": {"bindings": [{"role": "roles/iam.serviceAccountUser", "members": ["user:dev@example.com"]}]}});
-    scene.post(&format!("https://iam.googleapis.com/v1/projects/producer-1/serviceAccounts/{default}:setIamPolicy"), allow).await.ok();
+    scene
+        .post(
+            &format!("https://iam.googleapis.com/v1/projects/producer-1/serviceAccounts/{default}:setIamPolicy"),
+            allow,
+        )
+        .await
+        .ok();
     ask(deploy()).await.ok();
     let stranger = scene.mint.operator_token("stranger@example.com", scene.control.now()).unwrap();
     let denied = scene.call(Method::GET, &hello(), Some(&stranger), None, "").await;
@@ -310,14 +435,23 @@ async fn the_invoker_is_granted_on_the_global_host_and_the_proxy_learns_it() {
     assert!(edge.invokers.emails.contains(&format!("{number}-compute@developer.gserviceaccount.com")));
     assert!(!edge.invokers.everyone);
     let hash = &world.project("producer-1").unwrap().url_hash;
-    for url in [format!("https://hello-service-{hash}-an.a.run.app"), format!("https://hello-service-{number}.asia-northeast1.run.app/")] {
+    for url in [
+        format!("https://hello-service-{hash}-an.a.run.app"),
+        format!("https://hello-service-{number}.asia-northeast1.run.app/"),
+    ] {
         assert!(edge.audiences.contains(&url), "{url}");
     }
     drop(world);
-    let tested = scene.post(&format!("{GLOBAL}:testIamPermissions"), json!({"permissions": ["run.services.setIamPolicy"]})).await.ok();
+    let tested = scene
+        .post(&format!("{GLOBAL}:testIamPermissions"), json!({"permissions": ["run.services.setIamPolicy"]}))
+        .await
+        .ok();
     assert_eq!(tested, json!({"permissions": ["run.services.setIamPolicy"]}));
     let ghost = json!({"policy": {"bindings": [{"members": ["serviceAccount:ghost@p.iam.gserviceaccount.com"], "role": "roles/run.invoker"}]}});
-    assert_eq!(scene.post(&format!("{GLOBAL}:setIamPolicy"), ghost).await.refused(400), "Service account ghost@p.iam.gserviceaccount.com does not exist.");
+    assert_eq!(
+        scene.post(&format!("{GLOBAL}:setIamPolicy"), ghost).await.refused(400),
+        "Service account ghost@p.iam.gserviceaccount.com does not exist."
+    );
     let everybody = json!({"policy": {"bindings": [{"members": ["allUsers"], "role": "roles/run.invoker"}]}});
     scene.post(&format!("{GLOBAL}:setIamPolicy"), everybody).await.ok();
     let world = scene.control.read();
@@ -357,7 +491,10 @@ async fn traffic_is_split_pinned_and_tagged() {
     moved["spec"]["traffic"] = json!([{"revisionName": "hello-service-two", "percent": 100}]);
     scene.put(&hello(), moved).await.ok();
     assert_eq!(scene.delete(&format!("{revisions}/{first}")).await.ok()["status"], "Success");
-    let left = scene.get(&format!("{revisions}?labelSelector=serving.knative.dev/service%20%3D%20hello-service&limit=100")).await.ok();
+    let left = scene
+        .get(&format!("{revisions}?labelSelector=serving.knative.dev/service%20%3D%20hello-service&limit=100"))
+        .await
+        .ok();
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
     assert_eq!(left["items"][0]["metadata"]["name"], "hello-service-two");
 }
@@ -404,7 +541,10 @@ async fn a_deleted_service_is_gone_with_everything_and_its_name_is_free() {
 async fn services_are_listed_by_region_and_for_all_regions() {
     let scene = deployed().await;
     let here = scene.get(&services()).await.ok();
-    assert_eq!((&here["kind"], &here["items"][0]["metadata"]["name"]), (&json!("ServiceList"), &json!("hello-service")));
+    assert_eq!(
+        (&here["kind"], &here["items"][0]["metadata"]["name"]),
+        (&json!("ServiceList"), &json!("hello-service"))
+    );
     let elsewhere = "https://us-central1-run.googleapis.com/apis/serving.knative.dev/v1/namespaces/producer-1/services";
     assert_eq!(scene.get(elsewhere).await.ok()["items"], json!([]));
     let all = scene.get("https://run.googleapis.com/v1/projects/producer-1/locations/-/services").await.ok();
@@ -412,7 +552,10 @@ async fn services_are_listed_by_region_and_for_all_regions() {
     let locations = scene.get("https://run.googleapis.com/v1/projects/producer-1/locations?pageSize=100").await.ok();
     assert!(locations["locations"].as_array().unwrap().iter().any(|l| l["locationId"] == "asia-northeast1"));
     let nowhere = "https://mars-north1-run.googleapis.com/apis/serving.knative.dev/v1/namespaces/producer-1/services";
-    assert_eq!(scene.post(nowhere, deploy()).await.refused(404), "Location mars-north1 is not found or access is unauthorized.");
+    assert_eq!(
+        scene.post(nowhere, deploy()).await.refused(404),
+        "Location mars-north1 is not found or access is unauthorized."
+    );
     let by_number = services().replace("producer-1", &scene.number("producer-1"));
     assert_eq!(scene.get(&by_number).await.ok(), here);
 }
@@ -430,7 +573,10 @@ async fn a_changed_port_takes_the_default_probe_along() {
     container(&mut body)["startupProbe"] = json!({"httpGet": {"path": "/ready"}, "periodSeconds": 5});
     let made = scene.put(&hello(), body).await.ok();
     let probe = &made["spec"]["template"]["spec"]["containers"][0]["startupProbe"];
-    assert_eq!(probe, &json!({"timeoutSeconds": 1, "periodSeconds": 5, "failureThreshold": 3, "httpGet": {"path": "/ready", "port": 9090}}));
+    assert_eq!(
+        probe,
+        &json!({"timeoutSeconds": 1, "periodSeconds": 5, "failureThreshold": 3, "httpGet": {"path": "/ready", "port": 9090}})
+    );
     assert_eq!(made["spec"]["template"]["metadata"]["labels"]["run.googleapis.com/startupProbeType"], "Custom");
 }
 
@@ -450,7 +596,10 @@ async fn v2_is_another_view_of_the_same_services() {
     let name = operation["name"].as_str().unwrap();
     let done = scene.get(&format!("https://run.googleapis.com/v2/{name}")).await.ok();
     let service = &done["response"];
-    assert_eq!((&done["done"], &service["name"]), (&json!(true), &json!("projects/producer-1/locations/asia-northeast1/services/api")));
+    assert_eq!(
+        (&done["done"], &service["name"]),
+        (&json!(true), &json!("projects/producer-1/locations/asia-northeast1/services/api"))
+    );
     assert_eq!(service["terminalCondition"]["state"], "CONDITION_SUCCEEDED");
     assert_eq!(service["template"]["scaling"], json!({"maxInstanceCount": 2}));
     assert_eq!(service["template"]["timeout"], "300s");
@@ -466,11 +615,22 @@ async fn v2_is_another_view_of_the_same_services() {
     assert_eq!(knative["spec"]["template"]["metadata"]["annotations"]["autoscaling.knative.dev/maxScale"], "2");
     assert_eq!(knative["metadata"]["uid"], shown["uid"]);
     // A mask changes what it names.
-    scene.patch(&format!("{V2}/services/api?updateMask=ingress,description"), json!({"ingress": "INGRESS_TRAFFIC_INTERNAL_ONLY", "description": "d"})).await.ok();
+    scene
+        .patch(
+            &format!("{V2}/services/api?updateMask=ingress,description"),
+            json!({"ingress": "INGRESS_TRAFFIC_INTERNAL_ONLY", "description": "d"}),
+        )
+        .await
+        .ok();
     let masked = scene.get(&format!("{V2}/services/api")).await.ok();
-    assert_eq!((&masked["ingress"], &masked["labels"], &masked["description"]), (&json!("INGRESS_TRAFFIC_INTERNAL_ONLY"), &json!({"team": "a"}), &json!("d")));
+    assert_eq!(
+        (&masked["ingress"], &masked["labels"], &masked["description"]),
+        (&json!("INGRESS_TRAFFIC_INTERNAL_ONLY"), &json!({"team": "a"}), &json!("d"))
+    );
     assert_eq!(masked["latestCreatedRevision"], shown["latestCreatedRevision"]);
-    assert!(scene.patch(&format!("{V2}/services/api?updateMask=nothing"), json!({})).await.refused(400).contains("nothing"));
+    assert!(
+        scene.patch(&format!("{V2}/services/api?updateMask=nothing"), json!({})).await.refused(400).contains("nothing")
+    );
     let stale = json!({"etag": "\"AAAAAAAAAAA\"", "description": "x"});
     assert_eq!(scene.patch(&format!("{V2}/services/api?updateMask=description"), stale).await.status, 409);
     let reserved = json!({"annotations": {"run.googleapis.com/ingress": "all"}, "template": body["template"]});
@@ -508,7 +668,15 @@ async fn a_container_gets_the_environment_that_the_contract_promises() {
     assert_eq!(argv, ["/hello", "--loud"]);
     assert_eq!(cwd, "/");
     let get = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-    for (name, want) in [("PORT", "8080"), ("K_SERVICE", "hello-service"), ("K_CONFIGURATION", "hello-service"), ("K_REVISION", key.name.as_str()), ("LANG", "de"), ("A", "$(B)"), ("HOME", "/root")] {
+    for (name, want) in [
+        ("PORT", "8080"),
+        ("K_SERVICE", "hello-service"),
+        ("K_CONFIGURATION", "hello-service"),
+        ("K_REVISION", key.name.as_str()),
+        ("LANG", "de"),
+        ("A", "$(B)"),
+        ("HOME", "/root"),
+    ] {
         assert_eq!(get(name), Some(want), "{name}");
     }
 }

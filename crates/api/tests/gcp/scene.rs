@@ -8,7 +8,10 @@ use std::sync::{
 use api::{
     call::{Call, CallHeaders, Parts, Router},
     error::{self, Dialect},
-    gcp::{crm::ResourceManager, iam::Iam, iam::IamCredentials, logging::Logging, oauth::OAuth, run::Run, serviceusage::ServiceUsage},
+    gcp::{
+        crm::ResourceManager, iam::Iam, iam::IamCredentials, logging::Logging, oauth::OAuth, run::Run,
+        serviceusage::ServiceUsage,
+    },
     host::{self, ApiHost, Place, Service},
     reply::Content,
 };

@@ -146,7 +146,9 @@ impl Scene {
                 Action::Start(seat, _) => self.commit(Change::Seat(Box::new(seat.clone()))),
                 Action::Stop(id) => self.commit(Change::NoSeat(id.clone())),
                 Action::Drain(_) => {}
-                Action::RevisionReady(key) => crate::run::revision_ready(&self.control, key).expect("the store takes it"),
+                Action::RevisionReady(key) => {
+                    crate::run::revision_ready(&self.control, key).expect("the store takes it")
+                }
                 Action::RevisionFailed { revision, reason, message } => {
                     crate::run::revision_failed(&self.control, revision, reason, message).expect("the store takes it");
                 }
@@ -229,9 +231,15 @@ fn a_deployment_whose_container_ends_or_never_answers_fails() {
 #[test]
 fn instances_come_with_demand_up_to_the_maximum() {
     // Requests, concurrency, maximum, instances that should be.
-    for (waiting, in_flight, concurrency, max, want) in
-        [(0, 0, 80, 20, 0), (1, 0, 80, 20, 1), (48, 0, 80, 20, 1), (49, 0, 80, 20, 2), (5, 0, 1, 20, 5), (0, 9, 10, 20, 2), (500, 500, 1, 3, 3)]
-    {
+    for (waiting, in_flight, concurrency, max, want) in [
+        (0, 0, 80, 20, 0),
+        (1, 0, 80, 20, 1),
+        (48, 0, 80, 20, 1),
+        (49, 0, 80, 20, 2),
+        (5, 0, 1, 20, 5),
+        (0, 9, 10, 20, 2),
+        (500, 500, 1, 3, 3),
+    ] {
         let mut scene = Scene::ready(0, max, concurrency);
         assert_eq!(scene.demand(waiting, in_flight).len(), want, "{waiting} wait, {in_flight} run, {concurrency} each");
         assert!(scene.on(Event::Look).is_empty(), "nothing is started twice");

@@ -28,7 +28,10 @@ pub fn service(name: &str, spec: &Service) -> Result<(), Fault> {
         return Err(invalid("metadata.annotations[run.googleapis.com/description]", "must not exceed 512 characters."));
     }
     if spec.custom_audiences.iter().map(String::len).sum::<usize>() > 32_768 {
-        return Err(invalid("metadata.annotations[run.googleapis.com/custom-audiences]", "must not exceed 32768 characters."));
+        return Err(invalid(
+            "metadata.annotations[run.googleapis.com/custom-audiences]",
+            "must not exceed 32768 characters.",
+        ));
     }
     scaling("metadata.annotations", spec.scaling.min, spec.scaling.max)?;
     template(name, &spec.template)?;
@@ -57,12 +60,19 @@ fn labels(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Fault> {
         let name = key.rsplit('/').next().unwrap_or(key);
         let ok = |text: &str| {
             text.chars().count() <= 63
-                && text.chars().all(|c| c.is_lowercase() || c.is_numeric() || matches!(c, '-' | '_' | '.') || (!c.is_ascii() && c.is_alphanumeric()))
+                && text.chars().all(|c| {
+                    c.is_lowercase()
+                        || c.is_numeric()
+                        || matches!(c, '-' | '_' | '.')
+                        || (!c.is_ascii() && c.is_alphanumeric())
+                })
         };
         if name.is_empty() || !ok(name) || !ok(value) {
             return Err(invalid(
                 field,
-                format!("label '{key}={value}' is invalid: at most 63 lowercase letters, digits, '-', '_' and '.' are allowed."),
+                format!(
+                    "label '{key}={value}' is invalid: at most 63 lowercase letters, digits, '-', '_' and '.' are allowed."
+                ),
             ));
         }
     }
@@ -80,11 +90,14 @@ fn scaling(field: &str, min: u32, max: Option<u32>) -> Result<(), Fault> {
 
 fn template(service: &str, t: &RevisionTemplate) -> Result<(), Fault> {
     if let Some(name) = &t.name {
-        let own = name.strip_prefix(service).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| !rest.is_empty());
+        let own =
+            name.strip_prefix(service).and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| !rest.is_empty());
         if !own || !model::name::is_resource_name(name) {
             return Err(invalid(
                 "spec.template.metadata.name",
-                format!("revision name '{name}' must be prefixed with the service name '{service}-' and be a lowercase DNS label of at most 63 characters."),
+                format!(
+                    "revision name '{name}' must be prefixed with the service name '{service}-' and be a lowercase DNS label of at most 63 characters."
+                ),
             ));
         }
     }
@@ -92,7 +105,10 @@ fn template(service: &str, t: &RevisionTemplate) -> Result<(), Fault> {
     labels("spec.template.metadata.labels", &user.map(|(k, v)| (k.clone(), v.clone())).collect())?;
     scaling("spec.template.metadata.annotations", t.scaling.min, t.scaling.max)?;
     if !(1..=limits::RUN_CONCURRENCY_MAX).contains(&t.concurrency) {
-        return Err(invalid("spec.template.spec.containerConcurrency", format!("should be 0-{}", limits::RUN_CONCURRENCY_MAX)));
+        return Err(invalid(
+            "spec.template.spec.containerConcurrency",
+            format!("should be 0-{}", limits::RUN_CONCURRENCY_MAX),
+        ));
     }
     if t.container.cpu_millis < 1_000 && t.concurrency != 1 {
         return Err(invalid("spec.template.spec.containerConcurrency", "must be 1 when the CPU limit is less than 1."));
@@ -113,7 +129,10 @@ fn container(c: &Container, environment: Option<&str>) -> Result<(), Fault> {
         return Err(invalid(&at("image"), format!("'{}' is not a valid image name.", c.image)));
     }
     if !model::name::is_resource_name(&c.name) && !is_label(&c.name) {
-        return Err(invalid(&at("name"), format!("'{}' must be a lowercase RFC 1123 label of at most 63 characters.", c.name)));
+        return Err(invalid(
+            &at("name"),
+            format!("'{}' must be a lowercase RFC 1123 label of at most 63 characters.", c.name),
+        ));
     }
     if c.command.len() > 1_000 || c.args.len() > 1_000 {
         return Err(invalid(AT, "at most 1000 entries of command and args are allowed."));
@@ -141,7 +160,9 @@ fn is_image_name(image: &str) -> bool {
         && image.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/:@".contains(&b))
         && !image.starts_with(['/', ':', '@', '.', '-'])
         && image.split_once('@').is_none_or(|(_, digest)| {
-            digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+            digest
+                .strip_prefix("sha256:")
+                .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
         })
 }
 
@@ -181,7 +202,10 @@ fn resources(field: &str, c: &Container, environment: Option<&str>) -> Result<()
     let whole = [1_000, 2_000, 4_000, 6_000, 8_000].contains(&cpu);
     let fraction = (80..1_000).contains(&cpu) && cpu % 10 == 0;
     if !whole && !fraction {
-        return Err(invalid(&at("cpu"), "Invalid value specified for cpu. The value must be 0.08 to 0.99 in steps of 0.01, or 1, 2, 4, 6 or 8."));
+        return Err(invalid(
+            &at("cpu"),
+            "Invalid value specified for cpu. The value must be 0.08 to 0.99 in steps of 0.01, or 1, 2, 4, 6 or 8.",
+        ));
     }
     let least = match (cpu, environment) {
         (6_000.., _) => 4 * GIB,
@@ -190,10 +214,18 @@ fn resources(field: &str, c: &Container, environment: Option<&str>) -> Result<()
         (_, _) => 128 * MIB,
     };
     if memory < least {
-        return Err(invalid(&at("memory"), format!("Invalid value specified for memory. The value must be at least {}Mi for the specified CPU and execution environment.", least / MIB)));
+        return Err(invalid(
+            &at("memory"),
+            format!(
+                "Invalid value specified for memory. The value must be at least {}Mi for the specified CPU and execution environment.",
+                least / MIB
+            ),
+        ));
     }
     let cpu_needed = match memory {
-        m if m > 32 * GIB => return Err(invalid(&at("memory"), "Invalid value specified for memory. The value must not exceed 32Gi.")),
+        m if m > 32 * GIB => {
+            return Err(invalid(&at("memory"), "Invalid value specified for memory. The value must not exceed 32Gi."));
+        }
         m if m > 24 * GIB => 8_000,
         m if m > 16 * GIB => 6_000,
         m if m > 8 * GIB => 4_000,
@@ -203,7 +235,13 @@ fn resources(field: &str, c: &Container, environment: Option<&str>) -> Result<()
         _ => 0,
     };
     if cpu < cpu_needed {
-        return Err(invalid(&at("cpu"), format!("Invalid value specified for cpu. For the specified memory, the value must be at least {}.", f64::from(cpu_needed) / 1_000.0)));
+        return Err(invalid(
+            &at("cpu"),
+            format!(
+                "Invalid value specified for cpu. For the specified memory, the value must be at least {}.",
+                f64::from(cpu_needed) / 1_000.0
+            ),
+        ));
     }
     Ok(())
 }
@@ -224,7 +262,10 @@ fn startup_probe(field: &str, c: &Container) -> Result<(), Fault> {
         return Err(invalid(&format!("{field}.timeoutSeconds"), "must be less than or equal to periodSeconds."));
     }
     if p.initial_delay_s + p.failure_threshold * p.period_s > 240 {
-        return Err(invalid(field, "initialDelaySeconds + failureThreshold * periodSeconds must not exceed 240 seconds."));
+        return Err(invalid(
+            field,
+            "initialDelaySeconds + failureThreshold * periodSeconds must not exceed 240 seconds.",
+        ));
     }
     match &p.check {
         ProbeCheck::Tcp { port } | ProbeCheck::Http { port, .. } if *port == 0 => {
@@ -247,7 +288,9 @@ fn traffic(service: &str, targets: &[TrafficTarget]) -> Result<(), Fault> {
         if tag.len() < 3 || !model::name::is_resource_name(tag) {
             return Err(invalid(
                 "spec.traffic.tag",
-                format!("traffic tag '{tag}' must be a lowercase DNS label of at least 3 characters that starts with a letter."),
+                format!(
+                    "traffic tag '{tag}' must be a lowercase DNS label of at least 3 characters that starts with a letter."
+                ),
             ));
         }
         if tag.len() + service.len() > 46 {
@@ -303,7 +346,9 @@ pub fn parse_memory(field: &str, text: &str) -> Result<u64, Fault> {
         other => {
             return Err(invalid(
                 field,
-                format!("could not match suffix {other} while parsing Quantity. Allowed values are [m, k, M, G, T, Ki, Mi, Gi, Ti, Pi, Ei]"),
+                format!(
+                    "could not match suffix {other} while parsing Quantity. Allowed values are [m, k, M, G, T, Ki, Mi, Gi, Ti, Pi, Ei]"
+                ),
             ));
         }
     };
@@ -331,10 +376,25 @@ mod tests {
 
     #[test]
     fn quantities_are_read_as_kubernetes_writes_them() {
-        for (text, want) in [("1", Some(1_000)), ("1000m", Some(1_000)), ("0.5", Some(500)), (".08", Some(80)), ("2.0", Some(2_000)), ("1.2345", None), ("x", None), ("", Some(0))] {
+        for (text, want) in [
+            ("1", Some(1_000)),
+            ("1000m", Some(1_000)),
+            ("0.5", Some(500)),
+            (".08", Some(80)),
+            ("2.0", Some(2_000)),
+            ("1.2345", None),
+            ("x", None),
+            ("", Some(0)),
+        ] {
             assert_eq!(parse_cpu(text), want, "{text}");
         }
-        for (text, want) in [("512Mi", 536_870_912), ("1Gi", 1_073_741_824), ("1.5Gi", 1_610_612_736), ("1G", 1_000_000_000), ("1000", 1_000)] {
+        for (text, want) in [
+            ("512Mi", 536_870_912),
+            ("1Gi", 1_073_741_824),
+            ("1.5Gi", 1_610_612_736),
+            ("1G", 1_000_000_000),
+            ("1000", 1_000),
+        ] {
             assert_eq!(parse_memory("f", text).unwrap(), want, "{text}");
         }
         assert_eq!(

@@ -51,12 +51,8 @@ pub fn is_deploying(world: &World, service: &ServiceRecord) -> bool {
 pub fn conditions(world: &World, service: &ServiceRecord) -> Conditions {
     let since = service.transitioned;
     let plain = |status| Condition { status, reason: None, message: None, since };
-    let waiting = |message: &str| Condition {
-        status: Tri::Unknown,
-        reason: None,
-        message: Some(message.to_owned()),
-        since,
-    };
+    let waiting =
+        |message: &str| Condition { status: Tri::Unknown, reason: None, message: Some(message.to_owned()), since };
     let routes = || if service.latest_ready.is_some() { plain(Tri::True) } else { waiting("") };
     match newest(world, service).map(|r| (&r.key, &r.state)) {
         Some((_, RevisionState::Failed { since, reason, message })) => {

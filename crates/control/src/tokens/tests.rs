@@ -125,7 +125,8 @@ fn a_container_speaks_as_its_account_and_for_the_audience_it_names() {
     assert_eq!(minted.expires_in_s, 3_599);
     let world = scene.control.read();
     let now = scene.control.now();
-    let caller = scene.mint.authenticate(&world, Some(&minted.token), "run.googleapis.com", now).expect("our own token");
+    let caller =
+        scene.mint.authenticate(&world, Some(&minted.token), "run.googleapis.com", now).expect("our own token");
     assert_eq!((caller.principal.email(), caller.scopes), (scene.account.as_str(), vec![CLOUD_PLATFORM.to_owned()]));
     let token = scene.ask(&id("https://hello.example")).expect("a token").token;
     let claims = identity::token::verify_id_token(&scene.mint.public(), &token, now).expect("a good signature");

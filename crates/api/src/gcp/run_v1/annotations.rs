@@ -131,7 +131,9 @@ fn ingress(at: &str, name: &str, value: &str) -> Result<Ingress, Fault> {
         _ => Err(invalid(
             at,
             name,
-            format!("'{value}' is invalid. Allowed values are [all, internal, internal-and-cloud-load-balancing, none]."),
+            format!(
+                "'{value}' is invalid. Allowed values are [all, internal, internal-and-cloud-load-balancing, none]."
+            ),
         )),
     }
 }
@@ -197,10 +199,21 @@ pub fn of_template(annotations: &BTreeMap<String, String>) -> Result<OfTemplate,
                 kept.insert(name.clone(), value.clone());
             }
             "health-check-disabled" | "sessionAffinity" | "gpu-zonal-redundancy-disabled" => off(AT, name, value)?,
-            "vpc-access-connector" | "vpc-access-egress" | "network-interfaces" | "secrets" | "cloudsql-instances"
-            | "container-dependencies" | "encryption-key" | "post-key-revocation-action-type"
-            | "encryption-key-shutdown-hours" | "scaling-cpu-target" | "scaling-concurrency-target" | "mesh"
-            | "ambient-networking" | "overflow-scaling" | "base-images" => {
+            "vpc-access-connector"
+            | "vpc-access-egress"
+            | "network-interfaces"
+            | "secrets"
+            | "cloudsql-instances"
+            | "container-dependencies"
+            | "encryption-key"
+            | "post-key-revocation-action-type"
+            | "encryption-key-shutdown-hours"
+            | "scaling-cpu-target"
+            | "scaling-concurrency-target"
+            | "mesh"
+            | "ambient-networking"
+            | "overflow-scaling"
+            | "base-images" => {
                 if !value.is_empty() {
                     return Err(Fault::not_enforced(&format!("{AT}[{name}]")));
                 }

@@ -50,11 +50,15 @@ pub fn service(body: Value, namespaces: &[String], region: &str) -> Result<Asked
     let meta = &body["metadata"];
     let namespace = meta["namespace"].as_str().unwrap_or("");
     if !namespace.is_empty() && !namespaces.iter().any(|n| n == namespace) {
-        return Err(Fault::invalid(format!("metadata.namespace: '{namespace}' does not match the project of the request.")));
+        return Err(Fault::invalid(format!(
+            "metadata.namespace: '{namespace}' does not match the project of the request."
+        )));
     }
     let mut labels = map(&meta["labels"]);
     if labels.remove(LOCATION).is_some_and(|at| at != region) {
-        return Err(Fault::invalid(format!("metadata.labels[{LOCATION}]: must be the region of the request, '{region}'.")));
+        return Err(Fault::invalid(format!(
+            "metadata.labels[{LOCATION}]: must be the region of the request, '{region}'."
+        )));
     }
     let says = annotations::of_service(&map(&meta["annotations"]))?;
     let service = Service {
@@ -120,9 +124,9 @@ fn template(value: &Value) -> Result<RevisionTemplate, Fault> {
     labels.remove(LOCATION);
     let container = container(&spec["containers"], default_probe)?;
     let concurrency = number("spec.template.spec.containerConcurrency", &spec["containerConcurrency"])?;
-    let concurrency = concurrency.filter(|n| *n > 0).unwrap_or({
-        if container.cpu_millis < 1_000 { 1 } else { RUN_CONCURRENCY_DEFAULT }
-    });
+    let concurrency = concurrency
+        .filter(|n| *n > 0)
+        .unwrap_or({ if container.cpu_millis < 1_000 { 1 } else { RUN_CONCURRENCY_DEFAULT } });
     Ok(RevisionTemplate {
         name: Some(text(&meta["name"])).filter(|name| !name.is_empty()),
         labels,
@@ -139,7 +143,9 @@ fn template(value: &Value) -> Result<RevisionTemplate, Fault> {
 fn container(list: &Value, default_probe: bool) -> Result<Container, Fault> {
     let c = match list.as_array().map(Vec::as_slice) {
         Some([one]) => one,
-        None | Some([]) => return Err(Fault::invalid("spec.template.spec.containers: at least one container is required.")),
+        None | Some([]) => {
+            return Err(Fault::invalid("spec.template.spec.containers: at least one container is required."));
+        }
         // Sidecars would have to run beside it.
         Some(_) => return Err(Fault::not_enforced("spec.template.spec.containers[1]")),
     };
@@ -174,12 +180,8 @@ fn container(list: &Value, default_probe: bool) -> Result<Container, Fault> {
 fn default_name(image: &str) -> String {
     let path = image.split('@').next().unwrap_or(image);
     let base = control::run::untagged(path).rsplit('/').next().unwrap_or("");
-    let clean: String = base
-        .to_ascii_lowercase()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(60)
-        .collect();
+    let clean: String =
+        base.to_ascii_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
     format!("{}-1", clean.trim_matches('-'))
 }
 
@@ -232,7 +234,8 @@ fn probe(value: &Value, container_port: u16, labelled_default: bool) -> Result<P
         (None, None) if value.as_object().is_none_or(serde_json::Map::is_empty) => return Ok(default),
         (None, None) => ProbeCheck::Tcp { port: container_port },
     };
-    let seconds = |field: &str, otherwise: u32| Ok(number(&format!("{at}.{field}"), &value[field])?.unwrap_or(otherwise));
+    let seconds =
+        |field: &str, otherwise: u32| Ok(number(&format!("{at}.{field}"), &value[field])?.unwrap_or(otherwise));
     let given = Probe {
         check,
         initial_delay_s: seconds("initialDelaySeconds", 0)?,
@@ -266,14 +269,15 @@ fn traffic(list: &Value) -> Result<Vec<TrafficTarget>, Fault> {
             (Some(_), true) => Err(Fault::invalid(format!(
                 "spec.traffic[{n}].latestRevision: must be false when revisionName is set."
             ))),
-            (None, false) => Err(Fault::invalid(format!(
-                "spec.traffic[{n}]: either revisionName or latestRevision must be set."
-            ))),
+            (None, false) => {
+                Err(Fault::invalid(format!("spec.traffic[{n}]: either revisionName or latestRevision must be set.")))
+            }
             (Some(_), false) | (None, true) => {
                 let percent = number("spec.traffic.percent", &item["percent"])?.unwrap_or(0);
-                let percent = u8::try_from(percent).ok().filter(|p| *p <= 100).ok_or_else(|| {
-                    Fault::invalid(format!("spec.traffic[{n}].percent: should be between 0 and 100"))
-                })?;
+                let percent = u8::try_from(percent)
+                    .ok()
+                    .filter(|p| *p <= 100)
+                    .ok_or_else(|| Fault::invalid(format!("spec.traffic[{n}].percent: should be between 0 and 100")))?;
                 Ok(TrafficTarget { revision, percent, tag: Some(text(&item["tag"])).filter(|tag| !tag.is_empty()) })
             }
         }

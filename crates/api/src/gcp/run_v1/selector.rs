@@ -22,7 +22,9 @@ impl Selector {
     pub fn parse(text: &str) -> Result<Selector, Fault> {
         let terms = split(text).into_iter().filter(|term| !term.is_empty());
         terms
-            .map(|term| Term::parse(term).ok_or_else(|| Fault::invalid(format!("labelSelector: '{term}' is not a selector."))))
+            .map(|term| {
+                Term::parse(term).ok_or_else(|| Fault::invalid(format!("labelSelector: '{term}' is not a selector.")))
+            })
             .collect::<Result<_, _>>()
             .map(Selector)
     }

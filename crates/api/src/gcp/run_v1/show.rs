@@ -171,7 +171,8 @@ fn probe(t: &RevisionTemplate) -> Value {
         ProbeCheck::Http { port, path, headers } => {
             let mut get = json!({"path": path, "port": port});
             if !headers.is_empty() {
-                get["httpHeaders"] = headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+                get["httpHeaders"] =
+                    headers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
             }
             out.insert("httpGet".into(), get)
         }
@@ -321,7 +322,9 @@ fn revision_status(world: &World, r: &Revision) -> Value {
     let plain = |status, message: Option<String>| Condition { status, reason: None, message, since };
     let seconds = status::seconds(r, since);
     let (ready, healthy) = match &r.state {
-        RevisionState::Deploying => (plain(Tri::Unknown, Some("Deploying Revision.".into())), plain(Tri::Unknown, None)),
+        RevisionState::Deploying => {
+            (plain(Tri::Unknown, Some("Deploying Revision.".into())), plain(Tri::Unknown, None))
+        }
         RevisionState::Ready { .. } => (
             plain(Tri::True, Some(format!("Deploying revision succeeded in {seconds}."))),
             plain(Tri::True, Some(format!("Containers became healthy in {seconds}."))),
@@ -335,10 +338,18 @@ fn revision_status(world: &World, r: &Revision) -> Value {
     let active = if status::has_instances(world, &r.key) {
         plain(Tri::True, None)
     } else {
-        Condition { status: Tri::False, reason: Some("Reserve".into()), message: Some("Revision is not serving traffic.".into()), since }
+        Condition {
+            status: Tri::False,
+            reason: Some("Reserve".into()),
+            message: Some("Revision is not serving traffic.".into()),
+            since,
+        }
     };
-    let mut conditions =
-        vec![condition("Ready", &ready, None), condition("Active", &active, Some("Info")), condition("ContainerHealthy", &healthy, None)];
+    let mut conditions = vec![
+        condition("Ready", &ready, None),
+        condition("Active", &active, Some("Info")),
+        condition("ContainerHealthy", &healthy, None),
+    ];
     let mut out = json!({"observedGeneration": 1});
     if !r.image_digest.is_empty() {
         conditions.push(condition("ContainerReady", &plain(Tri::True, None), None));

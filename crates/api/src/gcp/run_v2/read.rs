@@ -59,7 +59,9 @@ fn copy(into: &mut Map<String, Value>, name: &str, value: &Value) {
 fn users(at: &str, value: &Value) -> Result<Map<String, Value>, Fault> {
     let Some(map) = value.as_object() else { return Ok(Map::new()) };
     if let Some(name) = map.keys().find(|name| RESERVED.iter().any(|prefix| name.starts_with(prefix))) {
-        return Err(Fault::invalid(format!("{at}: annotation '{name}' is in a reserved namespace; use the field that sets it.")));
+        return Err(Fault::invalid(format!(
+            "{at}: annotation '{name}' is in a reserved namespace; use the field that sets it."
+        )));
     }
     Ok(map.clone())
 }
@@ -75,12 +77,16 @@ fn annotations(body: &Value) -> Result<Map<String, Value>, Fault> {
         Some(other) => return Err(Fault::invalid(format!("ingress: '{other}' is not an ingress."))),
     };
     run("ingress", ingress.into());
-    for (field, name) in [("invokerIamDisabled", "invoker-iam-disabled"), ("defaultUriDisabled", "default-url-disabled")] {
+    for (field, name) in
+        [("invokerIamDisabled", "invoker-iam-disabled"), ("defaultUriDisabled", "default-url-disabled")]
+    {
         if body[field] == true {
             run(name, "true".into());
         }
     }
-    for (field, name) in [("description", "description"), ("client", "client-name"), ("clientVersion", "client-version")] {
+    for (field, name) in
+        [("description", "description"), ("client", "client-name"), ("clientVersion", "client-version")]
+    {
         if let Some(text) = body[field].as_str().filter(|t| !t.is_empty()) {
             run(name, text.into());
         }
@@ -143,7 +149,9 @@ fn container(c: &Value) -> Result<Value, Fault> {
 /// A duration of whole seconds.
 fn seconds(text: &str) -> Result<u32, Fault> {
     let whole = text.strip_suffix('s').and_then(|n| n.strip_suffix(".0").unwrap_or(n).parse().ok());
-    whole.ok_or_else(|| Fault::invalid(format!("template.timeout: '{text}' is not a duration of whole seconds such as \"300s\".")))
+    whole.ok_or_else(|| {
+        Fault::invalid(format!("template.timeout: '{text}' is not a duration of whole seconds such as \"300s\"."))
+    })
 }
 
 fn traffic(t: &Value) -> Result<Value, Fault> {
@@ -210,7 +218,8 @@ mod tests {
 
     #[test]
     fn a_mask_replaces_what_it_names_and_clears_what_is_not_there() {
-        let mut current = json!({"description": "old", "labels": {"a": "1"}, "template": {"timeout": "300s", "revision": "x"}});
+        let mut current =
+            json!({"description": "old", "labels": {"a": "1"}, "template": {"timeout": "300s", "revision": "x"}});
         let body = json!({"labels": {"b": "2"}, "template": {"timeout": "60s"}});
         merge(&mut current, &body, "labels,description,template.timeout").unwrap();
         assert_eq!(current, json!({"labels": {"b": "2"}, "template": {"timeout": "60s", "revision": "x"}}));

@@ -177,7 +177,8 @@ fn container(t: &RevisionTemplate) -> Value {
         out["workingDir"] = dir.as_str().into();
     }
     let p = &c.startup_probe;
-    let mut probe = json!({"timeoutSeconds": p.timeout_s, "periodSeconds": p.period_s, "failureThreshold": p.failure_threshold});
+    let mut probe =
+        json!({"timeoutSeconds": p.timeout_s, "periodSeconds": p.period_s, "failureThreshold": p.failure_threshold});
     if p.initial_delay_s > 0 {
         probe["initialDelaySeconds"] = p.initial_delay_s.into();
     }
@@ -221,7 +222,9 @@ pub fn revision(world: &World, r: &Revision) -> Value {
         RevisionState::Ready { since } | RevisionState::Failed { since, .. } => *since,
     };
     let ready = match &r.state {
-        RevisionState::Deploying => Condition { status: Tri::Unknown, reason: None, message: Some("Deploying Revision.".into()), since },
+        RevisionState::Deploying => {
+            Condition { status: Tri::Unknown, reason: None, message: Some("Deploying Revision.".into()), since }
+        }
         RevisionState::Ready { .. } => {
             let message = format!("Deploying revision succeeded in {}.", status::seconds(r, since));
             Condition { status: Tri::True, reason: None, message: Some(message), since }
