@@ -219,8 +219,9 @@ fn flow_records_say_who_spoke_to_whom_and_how_much() {
 
 // ---- the fabric ----
 
+/// The fabric itself has `::1`.
 fn fabric_port(n: u16) -> FabricPort {
-    let v6 = format!("fda3:e722:ac3:1::{n:x}").parse().unwrap();
+    let v6 = format!("fda3:e722:ac3:1::{:x}", n + 1).parse().unwrap();
     FabricPort { v6, v4: Ipv4Addr::new(169, 254, 100, u8::try_from(n).unwrap()) }
 }
 
@@ -266,7 +267,7 @@ fn the_proxy_dials_a_container_from_the_address_that_names_the_client() {
     let listener = one.inside(|| TcpListener::bind("[::]:8080")).unwrap();
     let _server = tcp::Server::on(listener).unwrap();
     let client = "fda3:e722:ac3:cc00:1:1:a00:302";
-    let mut stream = dial(&mut lab, Some(&format!("[{client}]:0")), "[fda3:e722:ac3:1::1]:8080").unwrap();
+    let mut stream = dial(&mut lab, Some(&format!("[{client}]:0")), "[fda3:e722:ac3:1::2]:8080").unwrap();
     assert_eq!(tcp::greeting(&mut stream).unwrap().ip().to_string(), client);
 }
 
@@ -292,7 +293,7 @@ fn a_container_reaches_the_metadata_address_and_nobody_else() {
     let mut stream = one.connect(METADATA).unwrap();
     assert_eq!(tcp::greeting(&mut stream).unwrap().ip().to_string(), "169.254.100.1");
     for wall in [
-        "[fda3:e722:ac3:1::2]:8080",
+        "[fda3:e722:ac3:1::3]:8080",
         "169.254.100.2:8081",
         "[fda3:e722:ac3:cc00:1:1:a00:302]:9999",
         "169.254.169.254:9999",

@@ -263,7 +263,7 @@ fn from_consumer(timeouts: Timeouts) -> Vec<Rule> {
             "new",
             [
                 state(ct::NEW),
-                through_endpoint(),
+                member(&[Load::InputName, Load::CtOriginalDestination], "dialled"),
                 protocol(TCP),
                 member(&service, "psc_vips"),
                 Step::Timeout(timeouts.name()),
