@@ -36,6 +36,7 @@ use self::{
     mirror::{Delta, Mirror},
 };
 use crate::{
+    kinds::service_attachment,
     ops::{Change, Control},
     plan, run,
     world::{Holder, World},
@@ -210,6 +211,7 @@ impl Driver {
                     txn.push(Change::NoQuarantine(*network, *address));
                 }
             }
+            service_attachment::relieve(world, txn);
             Ok(())
         });
         if let Err(fault) = freed {

@@ -17,4 +17,6 @@ pub mod seat;
 pub mod service_attachment;
 pub mod subnetwork;
 mod target_http_proxy;
+#[cfg(test)]
+mod tests;
 mod url_map;

@@ -162,7 +162,7 @@ fn unknown() -> Answer {
 fn method_name(call: &Call) -> String {
     let is_scope = |s: &&&str| !["compute", "v1", "projects", "global", "regions", "zones", "aggregated"].contains(*s);
     let parts = call.parts();
-    let collection = parts.iter().skip(4).filter(is_scope).nth(0).copied().unwrap_or("projects");
+    let collection = parts.iter().skip(4).find(|s| is_scope(s)).copied().unwrap_or("projects");
     let verb = match call.method {
         Method::GET => "Get",
         Method::POST => "Insert",

@@ -195,7 +195,10 @@ impl Cloud {
             &format!("{r}/urlMaps"),
             json!({"name": "map", "defaultService": self.url(&format!("{r}/backendServices/back"))}),
         );
-        self.make(&format!("{r}/targetHttpProxies"), json!({"name": "proxy", "urlMap": self.url(&format!("{r}/urlMaps/map"))}));
+        self.make(
+            &format!("{r}/targetHttpProxies"),
+            json!({"name": "proxy", "urlMap": self.url(&format!("{r}/urlMaps/map"))}),
+        );
     }
 
     pub fn front(&self, name: &str) -> Value {

@@ -46,10 +46,7 @@ fn the_whole_journey_from_networks_to_a_connected_vm() {
         cloud.get(&path)["backends"],
         json!([{"group": shown(&format!("{p}/networkEndpointGroups/hello-neg"))}])
     );
-    cloud.make(
-        &format!("{p}/urlMaps"),
-        json!({"defaultService": ce(&path), "name": "hello-map"}),
-    );
+    cloud.make(&format!("{p}/urlMaps"), json!({"defaultService": ce(&path), "name": "hello-map"}));
     cloud.make(
         &format!("{p}/targetHttpProxies"),
         json!({"name": "hello-proxy", "urlMap": ce(&format!("{p}/urlMaps/hello-map"))}),
@@ -137,10 +134,7 @@ fn the_whole_journey_from_networks_to_a_connected_vm() {
 
     let subnet = cloud.get(&format!("{c}/subnetworks/consumer-subnet"));
     let patch = json!({"fingerprint": subnet["fingerprint"], "logConfig": {"enable": true}});
-    assert_eq!(
-        cloud.done(Method::PATCH, &format!("{c}/subnetworks/consumer-subnet"), patch).get("error"),
-        None
-    );
+    assert_eq!(cloud.done(Method::PATCH, &format!("{c}/subnetworks/consumer-subnet"), patch).get("error"), None);
     let subnet = cloud.get(&format!("{c}/subnetworks/consumer-subnet"));
     assert_eq!(
         subnet["logConfig"],

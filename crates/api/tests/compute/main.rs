@@ -1,5 +1,7 @@
 //! The Compute API from outside: JSON in, JSON out, without a network and without a machine.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
+
 mod cloud;
 mod journey;
 mod networks;

@@ -39,10 +39,7 @@ fn a_network_in_use_is_found_out_by_its_operation() {
         "The network resource 'projects/producer-1/global/networks/n' is already being used by \
          'projects/producer-1/regions/{R}/subnetworks/s'"
     );
-    assert_eq!(
-        operation["error"]["errors"],
-        json!([{"code": "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE", "message": used}])
-    );
+    assert_eq!(operation["error"]["errors"], json!([{"code": "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE", "message": used}]));
     cloud.get("producer-1/global/networks/n");
 }
 
@@ -85,10 +82,7 @@ fn a_network_keeps_what_it_was_given_and_lets_its_mtu_be_changed() {
     let cloud = Cloud::new();
     let body = json!({"name": "n", "autoCreateSubnetworks": false, "routingConfig": {"routingMode": "GLOBAL"}});
     let network = cloud.make(NETWORKS, body);
-    assert_eq!(
-        network["routingConfig"],
-        json!({"routingMode": "GLOBAL", "bgpBestPathSelectionMode": "LEGACY"})
-    );
+    assert_eq!(network["routingConfig"], json!({"routingMode": "GLOBAL", "bgpBestPathSelectionMode": "LEGACY"}));
     let operation = cloud.done(Method::PATCH, "producer-1/global/networks/n", json!({"mtu": 1500}));
     assert_eq!(operation["operationType"], "compute.networks.patch");
     assert_eq!(cloud.get("producer-1/global/networks/n")["mtu"], 1500);
@@ -139,13 +133,23 @@ fn a_subnet_is_refused_for_what_it_cannot_be() {
         }
         body
     };
-    let field = |field: &str, value: &str, why: &str| format!("Invalid value for field 'resource.{field}': '{value}'. {why}");
+    let field =
+        |field: &str, value: &str, why: &str| format!("Invalid value for field 'resource.{field}': '{value}'. {why}");
     let proxy = |role: &str| json!({"purpose": "REGIONAL_MANAGED_PROXY", "role": role});
     for (body, why) in [
         (body("10.0.0.1/24", json!({})), field("ipCidrRange", "10.0.0.1/24", "Must be a CIDR address range.")),
-        (body("10.0.9.0/30", json!({})), field("ipCidrRange", "10.0.9.0/30", "The prefix length must be between /4 and /29.")),
-        (body("10.0.9.0/27", proxy("BACKUP")), field("ipCidrRange", "10.0.9.0/27", "The prefix length must be between /4 and /26.")),
-        (body("127.1.0.0/24", json!({})), "Invalid IPCidrRange: 127.1.0.0/24 conflicts with reserved IP range '127.0.0.0/8'.".into()),
+        (
+            body("10.0.9.0/30", json!({})),
+            field("ipCidrRange", "10.0.9.0/30", "The prefix length must be between /4 and /29."),
+        ),
+        (
+            body("10.0.9.0/27", proxy("BACKUP")),
+            field("ipCidrRange", "10.0.9.0/27", "The prefix length must be between /4 and /26."),
+        ),
+        (
+            body("127.1.0.0/24", json!({})),
+            "Invalid IPCidrRange: 127.1.0.0/24 conflicts with reserved IP range '127.0.0.0/8'.".into(),
+        ),
         (body("224.0.0.0/24", json!({})), "conflicts with reserved IP range '224.0.0.0/4'.".into()),
         (
             body("10.0.1.128/25", json!({})),
@@ -156,9 +160,16 @@ fn a_subnet_is_refused_for_what_it_cannot_be() {
         (body("10.0.9.0/24", proxy("ACTIVE")), "ACTIVE proxy-only subnetwork p already exists in network n".into()),
         (
             body("10.0.9.0/24", json!({"network": "global/networks/none"})),
-            field("network", &shown("producer-1/global/networks/none"), "The referenced network resource cannot be found."),
+            field(
+                "network",
+                &shown("producer-1/global/networks/none"),
+                "The referenced network resource cannot be found.",
+            ),
         ),
-        (body("10.0.9.0/24", json!({"network": "http://x/y"})), field("network", "http://x/y", "The URL is malformed.")),
+        (
+            body("10.0.9.0/24", json!({"network": "http://x/y"})),
+            field("network", "http://x/y", "The URL is malformed."),
+        ),
         (
             body("10.0.9.0/24", json!({"purpose": "PRIVATE_SERVICE_CONNECT", "privateIpGoogleAccess": true})),
             field("privateIpGoogleAccess", "true", "Private Google Access is only supported"),
@@ -168,7 +179,8 @@ fn a_subnet_is_refused_for_what_it_cannot_be() {
         assert_eq!(status, 400, "{body}: {message}");
         assert!(message.contains(&why), "{body}: {message}");
     }
-    let (status, _, why) = cloud.refused(Method::POST, "producer-1/regions/mars/subnetworks", body("10.0.9.0/24", json!({})));
+    let (status, _, why) =
+        cloud.refused(Method::POST, "producer-1/regions/mars/subnetworks", body("10.0.9.0/24", json!({})));
     assert_eq!((status, why.as_str()), (400, "Invalid value for field 'region': 'mars'. Unknown region."));
 }
 
@@ -262,7 +274,8 @@ fn an_address_is_the_one_asked_for_or_the_lowest_free_one() {
     cloud.subnet("producer-1", "n", "p", "10.0.2.0/24", "REGIONAL_MANAGED_PROXY");
     let addresses = format!("producer-1/regions/{R}/addresses");
     let body = |name: &str, extra: Value| {
-        let mut body = json!({"name": name, "addressType": "INTERNAL", "subnetwork": format!("regions/{R}/subnetworks/s")});
+        let mut body =
+            json!({"name": name, "addressType": "INTERNAL", "subnetwork": format!("regions/{R}/subnetworks/s")});
         for (name, value) in extra.as_object().unwrap() {
             body[name] = value.clone();
         }
@@ -308,11 +321,7 @@ fn labels_change_under_their_own_fingerprint() {
     assert_eq!(cloud.get(&path)["labels"], json!({"k": "w"}));
     assert_eq!(
         cloud.refused(Method::POST, &verb, set(&address["labelFingerprint"])),
-        (
-            412,
-            "conditionNotMet".into(),
-            "Labels fingerprint either invalid or resource labels have changed".into()
-        )
+        (412, "conditionNotMet".into(), "Labels fingerprint either invalid or resource labels have changed".into())
     );
     let bad = json!({"labels": {"Upper": "v"}, "labelFingerprint": cloud.get(&path)["labelFingerprint"]});
     assert_eq!(cloud.refused(Method::POST, &verb, bad).0, 400);
@@ -351,7 +360,8 @@ fn a_firewall_rule_says_who_may_come_and_is_refused_when_it_contradicts_itself()
         assert!(status == 400 && message.contains(why), "{extra}: {message}");
     }
     let path = format!("{rules}/r");
-    let operation = cloud.done(Method::PATCH, &path, json!({"name": "r", "allowed": [{"IPProtocol": "tcp"}], "disabled": true}));
+    let operation =
+        cloud.done(Method::PATCH, &path, json!({"name": "r", "allowed": [{"IPProtocol": "tcp"}], "disabled": true}));
     assert_eq!(operation["operationType"], "compute.firewalls.patch");
     let after = cloud.get(&path);
     assert_eq!((&after["allowed"], &after["disabled"]), (&json!([{"IPProtocol": "tcp"}]), &json!(true)));
@@ -360,5 +370,8 @@ fn a_firewall_rule_says_who_may_come_and_is_refused_when_it_contradicts_itself()
     let put = json!({"name": "r", "network": "global/networks/n", "denied": [{"IPProtocol": "all"}], "priority": 5});
     cloud.done(Method::PUT, &path, put);
     let after = cloud.get(&path);
-    assert_eq!((&after["denied"], after.get("allowed"), after.get("targetTags")), (&json!([{"IPProtocol": "all"}]), None, None));
+    assert_eq!(
+        (&after["denied"], after.get("allowed"), after.get("targetTags")),
+        (&json!([{"IPProtocol": "all"}]), None, None)
+    );
 }

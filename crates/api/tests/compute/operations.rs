@@ -126,11 +126,15 @@ fn lists_show_one_scope_and_aggregated_lists_all_of_them() {
         list.as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap().to_owned()).collect()
     };
     let list = cloud.get(&format!("producer-1/regions/{R}/subnetworks"));
-    assert_eq!((names(&list["items"]), &list["kind"]), (vec!["a".into(), "b".into()], &json!("compute#subnetworkList")));
+    assert_eq!(
+        (names(&list["items"]), &list["kind"]),
+        (vec!["a".into(), "b".into()], &json!("compute#subnetworkList"))
+    );
     assert_eq!(names(&cloud.get(NETWORK)["items"]), ["n"]);
     let filtered = cloud.get(&format!("producer-1/regions/{R}/subnetworks?filter=name%20eq%20%22.%2A%5Cba%5Cb.%2A%22"));
     assert_eq!(names(&filtered["items"]), ["a"]);
-    let all = cloud.get("producer-1/aggregated/subnetworks?includeAllScopes=True&maxResults=500&returnPartialSuccess=True");
+    let all =
+        cloud.get("producer-1/aggregated/subnetworks?includeAllScopes=True&maxResults=500&returnPartialSuccess=True");
     assert_eq!(names(&all["items"][format!("regions/{R}")]["subnetworks"]), ["a", "b"]);
     assert_eq!(all["items"]["regions/us-west1"]["warning"]["code"], "NO_RESULTS_ON_PAGE");
     assert_eq!(cloud.get("consumer-1/aggregated/instances")["items"], json!({}));
@@ -145,9 +149,27 @@ fn nobody_calls_without_a_credential_or_beyond_their_rights() {
     let stranger = cloud.token_of("stranger@example.com");
     for (method, path, body, permission, on) in [
         (Method::GET, NETWORK.to_owned(), Value::Null, "compute.networks.list", "projects/producer-1"),
-        (Method::GET, format!("{NETWORK}/n"), Value::Null, "compute.networks.get", "projects/producer-1/global/networks/n"),
-        (Method::POST, NETWORK.to_owned(), network("m"), "compute.networks.create", "projects/producer-1/global/networks/m"),
-        (Method::DELETE, format!("{NETWORK}/n"), Value::Null, "compute.networks.delete", "projects/producer-1/global/networks/n"),
+        (
+            Method::GET,
+            format!("{NETWORK}/n"),
+            Value::Null,
+            "compute.networks.get",
+            "projects/producer-1/global/networks/n",
+        ),
+        (
+            Method::POST,
+            NETWORK.to_owned(),
+            network("m"),
+            "compute.networks.create",
+            "projects/producer-1/global/networks/m",
+        ),
+        (
+            Method::DELETE,
+            format!("{NETWORK}/n"),
+            Value::Null,
+            "compute.networks.delete",
+            "projects/producer-1/global/networks/n",
+        ),
     ] {
         let (status, body) = cloud.call_as(Some(&stranger), method, &path, &body);
         assert_eq!(status, 403);
@@ -166,7 +188,8 @@ fn a_project_without_the_api_is_told_how_to_enable_it() {
         principal: model::iam::Principal::User { email: "admin@tombolo.local".into() },
         scopes: vec![],
     };
-    let number = control::projects::disable(&cloud.control, &admin, "consumer-2", "compute.googleapis.com").unwrap().number;
+    let number =
+        control::projects::disable(&cloud.control, &admin, "consumer-2", "compute.googleapis.com").unwrap().number;
     let (status, reason, message) = cloud.refused(Method::GET, "consumer-2/global/networks", Value::Null);
     assert_eq!((status, reason.as_str()), (403, "accessNotConfigured"));
     assert!(message.contains(&format!(
@@ -180,7 +203,10 @@ fn a_project_without_the_api_is_told_how_to_enable_it() {
 fn the_catalogue_has_regions_zones_machine_types_and_images() {
     let cloud = Cloud::new();
     assert_eq!(cloud.get(&format!("producer-1/regions/{R}"))["status"], "UP");
-    assert_eq!(cloud.get("producer-1/zones?filter=name=us-central1-f")["items"][0]["region"], shown("producer-1/regions/us-central1"));
+    assert_eq!(
+        cloud.get("producer-1/zones?filter=name=us-central1-f")["items"][0]["region"],
+        shown("producer-1/regions/us-central1")
+    );
     assert_eq!(cloud.get(&format!("producer-1/zones/{R}-b/machineTypes/e2-micro"))["guestCpus"], 2);
     assert_eq!(cloud.get("debian-cloud/global/images/family/debian-12")["status"], "READY");
     assert!(cloud.get("debian-cloud/zones/us-central1-a/imageFamilyViews/debian-12")["image"]["name"].is_string());

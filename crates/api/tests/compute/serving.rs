@@ -33,7 +33,11 @@ fn an_endpoint_group_names_a_service_or_a_mask_and_nothing_else() {
         (json!({"network": "global/networks/n"}), 501),
         (json!({"networkEndpointType": "NOPE"}), 400),
     ] {
-        let got = cloud.refused(Method::POST, &r("networkEndpointGroups"), with(with(body.clone(), &json!({"name": "x"})), &extra));
+        let got = cloud.refused(
+            Method::POST,
+            &r("networkEndpointGroups"),
+            with(with(body.clone(), &json!({"name": "x"})), &extra),
+        );
         assert_eq!(got.0, status, "{extra}: {got:?}");
     }
     assert_eq!(cloud.call(Method::PATCH, &r("networkEndpointGroups/neg"), json!({})).0, 404, "immutable");
@@ -107,10 +111,19 @@ fn a_url_map_has_one_answer_for_every_request() {
         (json!({"hostRules": [{"hosts": ["*x"], "pathMatcher": "pm"}]}), "Invalid host pattern"),
         (json!({"hostRules": [{"hosts": ["a", "a"], "pathMatcher": "pm"}]}), "only one host rule"),
         (json!({"hostRules": [{"hosts": ["a"], "pathMatcher": "none"}]}), "The path matcher does not exist."),
-        (json!({"pathMatchers": [matcher(json!({"pathRules": [{"paths": ["a"], "service": back}]}))]}), "must start with '/'"),
-        (json!({"pathMatchers": [matcher(json!({"pathRules": [{"paths": ["/a*"], "service": back}]}))]}), "'*' may only stand"),
+        (
+            json!({"pathMatchers": [matcher(json!({"pathRules": [{"paths": ["a"], "service": back}]}))]}),
+            "must start with '/'",
+        ),
+        (
+            json!({"pathMatchers": [matcher(json!({"pathRules": [{"paths": ["/a*"], "service": back}]}))]}),
+            "'*' may only stand",
+        ),
         (json!({"defaultService": null}), "Required field 'resource.defaultService' not specified"),
-        (json!({"defaultService": cloud.url(&r("backendServices/none"))}), "The referenced backend_service resource cannot be found."),
+        (
+            json!({"defaultService": cloud.url(&r("backendServices/none"))}),
+            "The referenced backend_service resource cannot be found.",
+        ),
     ] {
         let body = with(with(good.clone(), &json!({"name": "x"})), &extra);
         let (status, _, message) = cloud.refused(Method::POST, &r("urlMaps"), body);
@@ -152,7 +165,11 @@ fn a_front_needs_a_proxy_subnet_and_an_address_that_is_free() {
             ),
         ),
         (json!({"IPAddress": "10.9.9.9"}), 400, "outside the network/subnetwork range.".into()),
-        (json!({"subnetwork": cloud.url(&r("subnetworks/proxies"))}), 400, "Subnetwork must have purpose=PRIVATE.".into()),
+        (
+            json!({"subnetwork": cloud.url(&r("subnetworks/proxies"))}),
+            400,
+            "Subnetwork must have purpose=PRIVATE.".into(),
+        ),
         (json!({"subnetwork": cloud.url(&r("subnetworks/os"))}), 400, "must belong to the network".into()),
         (json!({"subnetwork": null}), 400, "Subnetwork must be specified".into()),
         (json!({"portRange": null}), 400, "Required field 'resource.portRange' not specified".into()),
@@ -160,7 +177,11 @@ fn a_front_needs_a_proxy_subnet_and_an_address_that_is_free() {
         (json!({"ports": ["80"]}), 400, "INTERNAL_MANAGED".into()),
         (json!({"allPorts": true}), 501, "allPorts".into()),
         (json!({"loadBalancingScheme": "EXTERNAL"}), 501, "loadBalancingScheme".into()),
-        (json!({"target": cloud.url(&r("targetHttpProxies/none"))}), 400, "The referenced target_http_proxy resource cannot be found.".into()),
+        (
+            json!({"target": cloud.url(&r("targetHttpProxies/none"))}),
+            400,
+            "The referenced target_http_proxy resource cannot be found.".into(),
+        ),
     ] {
         let (got, _, message) = cloud.refused(Method::POST, &r("forwardingRules"), with(body.clone(), &extra));
         assert!(got == status && message.contains(&why), "{extra}: {got} {message}");
@@ -190,7 +211,11 @@ fn a_front_keeps_everything_but_its_proxy_labels_and_description() {
     ] {
         assert_eq!(cloud.refused(Method::PATCH, &path, patch.clone()).0, 400, "{patch}");
     }
-    cloud.done(Method::POST, &format!("{path}/setTarget"), json!({"target": cloud.url(&r("targetHttpProxies/proxy2"))}));
+    cloud.done(
+        Method::POST,
+        &format!("{path}/setTarget"),
+        json!({"target": cloud.url(&r("targetHttpProxies/proxy2"))}),
+    );
     assert_eq!(cloud.get(&path)["target"], shown(&r("targetHttpProxies/proxy2")));
     assert_eq!(cloud.edit(&path, json!({"description": "front door"}))["description"], "front door");
 }
@@ -203,7 +228,11 @@ fn an_address_by_number_uses_its_reservation_like_one_by_link() {
         let subnet = cloud.url(&r("subnetworks/plain"));
         cloud.make(&r("addresses"), json!({"name": name, "addressType": "INTERNAL", "subnetwork": subnet}))
     };
-    for (name, how) in [("byname", "byname".to_owned()), ("bylink", cloud.url(&r("addresses/bylink"))), ("bynumber", "10.0.1.4".into())] {
+    for (name, how) in [
+        ("byname", "byname".to_owned()),
+        ("bylink", cloud.url(&r("addresses/bylink"))),
+        ("bynumber", "10.0.1.4".into()),
+    ] {
         let reserved = reserve(name);
         let rule = format!("rule-{name}");
         let body = with(cloud.front_body(&rule), &json!({"IPAddress": how}));

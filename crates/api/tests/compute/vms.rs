@@ -54,17 +54,33 @@ fn a_vm_is_refused_for_what_it_cannot_be() {
         json!({"networkInterfaces": [nic]})
     };
     for (extra, status, why) in [
-        (json!({"machineType": format!("zones/{R}-b/machineTypes/z9-huge")}), 400, "Machine type with name 'z9-huge' does not exist"),
+        (
+            json!({"machineType": format!("zones/{R}-b/machineTypes/z9-huge")}),
+            400,
+            "Machine type with name 'z9-huge' does not exist",
+        ),
         (json!({"machineType": "zones/us-central1-a/machineTypes/e2-micro"}), 400, "The URL is malformed."),
         (json!({"networkInterfaces": []}), 400, "networkInterfaces"),
         (nic(json!({"subnetwork": null})), 400, "Subnetwork should be specified for custom subnetmode network"),
         (nic(json!({"networkIP": "10.1.0.2"})), 409, "IP '10.1.0.2' is already being used by another resource."),
         (nic(json!({"networkIP": "10.2.0.2"})), 400, "Requested internal IP address is outside"),
         (nic(json!({"accessConfigs": [{"type": "ONE_TO_ONE_NAT"}]})), 501, "accessConfigs"),
-        (nic(json!({"network": "global/networks/none", "subnetwork": null})), 400, "The referenced network resource cannot be found."),
+        (
+            nic(json!({"network": "global/networks/none", "subnetwork": null})),
+            400,
+            "The referenced network resource cannot be found.",
+        ),
         (json!({"tags": {"items": ["No"]}}), 400, "Must be a match of regex"),
-        (json!({"metadata": {"items": [{"key": "a", "value": "1"}, {"key": "a", "value": "2"}]}}), 400, "duplicate key"),
-        (json!({"disks": [{"initializeParams": {"sourceImage": "projects/debian-cloud/global/images/none"}}]}), 400, "image"),
+        (
+            json!({"metadata": {"items": [{"key": "a", "value": "1"}, {"key": "a", "value": "2"}]}}),
+            400,
+            "duplicate key",
+        ),
+        (
+            json!({"disks": [{"initializeParams": {"sourceImage": "projects/debian-cloud/global/images/none"}}]}),
+            400,
+            "image",
+        ),
         (json!({"canIpForward": true}), 501, "canIpForward"),
     ] {
         let (got, _, message) = cloud.refused(Method::POST, &instances(), body("x", extra.clone()));
@@ -100,7 +116,10 @@ fn a_stopped_vm_keeps_its_place_and_starts_as_a_new_incarnation() {
     let vm = cloud.make(&instances(), body("vm", json!({})));
     let path = format!("{}/vm", instances());
     let (_, stopping) = cloud.call(Method::POST, &format!("{path}/stop"), Value::Null);
-    assert_eq!((&stopping["operationType"], &stopping["zone"]), (&json!("stop"), &json!(shown(&format!("consumer-1/zones/{R}-b")))));
+    assert_eq!(
+        (&stopping["operationType"], &stopping["zone"]),
+        (&json!("stop"), &json!(shown(&format!("consumer-1/zones/{R}-b"))))
+    );
     assert_eq!(cloud.get(&path)["status"], "STOPPING");
     cloud.finish();
     assert_eq!(cloud.get(&path)["status"], "TERMINATED");

@@ -26,10 +26,7 @@ impl Kind for vpc::Address {
     }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
-        vec![
-            Need::on("compute.addresses.createInternal", me),
-            Need::on("compute.subnetworks.use", &self.subnetwork),
-        ]
+        vec![Need::on("compute.addresses.createInternal", me), Need::on("compute.subnetworks.use", &self.subnetwork)]
     }
 
     fn needs_to_update(&self, me: &Link) -> Vec<Need> {
@@ -48,12 +45,7 @@ impl Kind for vpc::Address {
         Ok(())
     }
 
-    fn admit(
-        record: &mut Record<Self>,
-        old: Option<&Record<Self>>,
-        world: &World,
-        _: &mut Txn,
-    ) -> Result<(), Fault> {
+    fn admit(record: &mut Record<Self>, old: Option<&Record<Self>>, world: &World, _: &mut Txn) -> Result<(), Fault> {
         if old.is_some() {
             return Ok(());
         }

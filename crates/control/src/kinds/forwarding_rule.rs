@@ -128,11 +128,12 @@ fn check_change(new: &ForwardingRule, old: &ForwardingRule) -> Result<(), Fault>
         (Target::HttpProxy { ports, .. }, Target::HttpProxy { .. }) => {
             Err(place::immutable("portRange", &format!("{}-{}", ports.first, ports.last)))
         }
-        (
-            Target::ServiceAttachment { attachment: new, written },
-            Target::ServiceAttachment { attachment: old, .. },
-        ) => {
-            if new == old { Ok(()) } else { Err(place::immutable("target", written)) }
+        (Target::ServiceAttachment { attachment: new, written }, Target::ServiceAttachment { attachment: old, .. }) => {
+            if new == old {
+                Ok(())
+            } else {
+                Err(place::immutable("target", written))
+            }
         }
         (Target::HttpProxy { proxy, .. }, Target::ServiceAttachment { .. }) => {
             Err(place::immutable("target", &proxy.url()))
@@ -147,8 +148,7 @@ fn admit_address(record: &mut Record<ForwardingRule>, world: &World) -> Result<(
     let spec = &record.spec;
     place::same_project("network", &record.link, &spec.network)?;
     let subnet = place::ordinary_subnet("subnetwork", &record.link, &spec.subnetwork, &spec.network, world)?;
-    let (address, reservation) =
-        holding::claim(Claim::Use, "IPAddress", spec.address, &record.link, subnet, world)?;
+    let (address, reservation) = holding::claim(Claim::Use, "IPAddress", spec.address, &record.link, subnet, world)?;
     record.spec.address = address;
     // A literal address that happens to be reserved uses the reservation, as an address link does.
     record.spec.reserved = reservation;
@@ -164,12 +164,7 @@ fn admit_front(record: &Record<ForwardingRule>, proxy: &Link, world: &World) -> 
 }
 
 /// A new endpoint joins its attachment, which decides on it at once.
-fn connect(
-    record: &Record<ForwardingRule>,
-    attachment: &Link,
-    world: &World,
-    txn: &mut Txn,
-) -> Result<(), Fault> {
+fn connect(record: &Record<ForwardingRule>, attachment: &Link, world: &World, txn: &mut Txn) -> Result<(), Fault> {
     place::same_region("target", "service attachment", &record.link, "forwarding rule", attachment)?;
     let target = world.get::<ServiceAttachment>(attachment).ok_or_else(|| Fault::not_found(attachment))?;
     let consumer_network_id = world

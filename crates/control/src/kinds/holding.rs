@@ -31,9 +31,8 @@ pub fn holders<'w>(subnet: &'w Link, world: &'w World) -> impl Iterator<Item = (
 /// The resources that use a reserved address.
 pub fn users<'w>(reserved: &'w Record<vpc::Address>, world: &'w World) -> impl Iterator<Item = &'w Link> {
     let all = holders(&reserved.spec.subnetwork, world);
-    let is_mine = |(address, holder): &(Ipv4Addr, &Link)| {
-        *address == reserved.spec.address && **holder != reserved.link
-    };
+    let is_mine =
+        |(address, holder): &(Ipv4Addr, &Link)| *address == reserved.spec.address && **holder != reserved.link;
     all.filter(is_mine).map(|(_, holder)| holder)
 }
 

@@ -1,11 +1,7 @@
 //! Service attachments, and the settling of their connections. The decision is [`crate::psc::settle`]'s; here it gets
 //! the free NAT addresses and its outcome becomes changes of the store.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeSet, mem, net::Ipv4Addr};
 
 use model::{
     fault::{Code, Fault},
@@ -211,7 +207,8 @@ fn keep_used_subnets(
 ) -> Result<(), Fault> {
     let removed = old.spec.nat_subnets.iter().filter(|s| !record.spec.nat_subnets.contains(s));
     for subnet in removed.filter_map(|link| world.get::<vpc::Subnetwork>(link)) {
-        let held = connections(record, world).filter_map(|c| c.connection.nat).any(|nat| subnet.spec.range.contains(nat));
+        let held =
+            connections(record, world).filter_map(|c| c.connection.nat).any(|nat| subnet.spec.range.contains(nat));
         if held {
             return Err(Fault::in_use(vpc::Subnetwork::WORD, &subnet.link, &record.link));
         }
@@ -290,7 +287,8 @@ impl<'a> Round<'a> {
             .filter(|c| c.producer_network == network)
             .filter_map(|c| c.connection.nat)
             .collect();
-        let quarantined = |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| q.until > now);
+        let quarantined =
+            |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| q.until > now);
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|link| match self.resized {
             Some(resized) if resized.link == *link => Some(resized.spec.range),
             Some(_) | None => world.get::<vpc::Subnetwork>(link).map(|s| s.spec.range),
@@ -313,25 +311,13 @@ fn lift_quarantine(network: NetworkId, world: &World, txn: &mut Txn) {
     }
 }
 
-/// When an address leaves quarantine for which an endpoint waits; `None` while nobody waits.
-pub fn next_relief(world: &World) -> Option<Timestamp> {
-    let waits = |network: NetworkId| {
-        let mut all = world.connections.values().filter(|c| c.producer_network == network);
-        all.any(|c| c.connection.status == ConnectionStatus::NeedsAttention && c.connection.nat.is_none())
-    };
-    let mut known = BTreeMap::new();
-    let awaited = world.quarantine.iter().filter(|((network, _), _)| *known.entry(*network).or_insert_with(|| waits(*network)));
-    awaited.map(|(_, q)| q.until).min()
-}
-
-/// Hands addresses that left quarantine to the endpoints that wait for one; for the driver, at [`next_relief`].
-pub fn relieve(world: &World, txn: &mut Txn) -> Result<(), Fault> {
+/// Hands addresses that left quarantine to the endpoints that wait for one.
+pub fn relieve(world: &World, txn: &mut Txn) {
     let is_waiting = |c: &&PscConnection| c.connection.status == ConnectionStatus::NeedsAttention;
     let waiting: BTreeSet<&Link> = world.connections.values().filter(is_waiting).map(|c| &c.attachment).collect();
     for attachment in waiting.into_iter().filter_map(|link| world.get::<ServiceAttachment>(link)) {
         Round::new(attachment, Reach::Waiting).settle(world, txn);
     }
-    Ok(())
 }
 
 /// The refusal of a list entry whose project does not exist.

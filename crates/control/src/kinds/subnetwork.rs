@@ -42,10 +42,7 @@ impl Kind for vpc::Subnetwork {
     }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
-        vec![
-            Need::on("compute.subnetworks.create", me),
-            Need::on("compute.networks.updatePolicy", &self.network),
-        ]
+        vec![Need::on("compute.subnetworks.create", me), Need::on("compute.networks.updatePolicy", &self.network)]
     }
 
     fn needs_to_update(&self, me: &Link) -> Vec<Need> {
@@ -72,12 +69,7 @@ impl Kind for vpc::Subnetwork {
         old.map_or(Ok(()), |old| check_change(self, old))
     }
 
-    fn admit(
-        record: &mut Record<Self>,
-        old: Option<&Record<Self>>,
-        world: &World,
-        txn: &mut Txn,
-    ) -> Result<(), Fault> {
+    fn admit(record: &mut Record<Self>, old: Option<&Record<Self>>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
         place::same_project("network", &record.link, &record.spec.network)?;
         if old.is_none_or(|old| old.spec.range != record.spec.range) {
             admit_range(record, world)?;
@@ -115,10 +107,13 @@ impl Kind for vpc::Subnetwork {
 
 fn check_range(spec: &vpc::Subnetwork) -> Result<(), Fault> {
     let text = spec.range.to_string();
-    let (min, max) = (limits::SUBNET_PREFIX_BITS_MIN, match spec.purpose {
-        Purpose::RegionalManagedProxy => limits::PROXY_SUBNET_PREFIX_BITS_MAX,
-        Purpose::Private | Purpose::PrivateServiceConnect => limits::SUBNET_PREFIX_BITS_MAX,
-    });
+    let (min, max) = (
+        limits::SUBNET_PREFIX_BITS_MIN,
+        match spec.purpose {
+            Purpose::RegionalManagedProxy => limits::PROXY_SUBNET_PREFIX_BITS_MAX,
+            Purpose::Private | Purpose::PrivateServiceConnect => limits::SUBNET_PREFIX_BITS_MAX,
+        },
+    );
     if !(min..=max).contains(&spec.range.prefix_bits()) {
         let why = format!("The prefix length must be between /{min} and /{max}.");
         return Err(Fault::invalid_value("ipCidrRange", &text, &why));

@@ -47,8 +47,7 @@ impl Wire for lb::BackendService {
         out.insert("protocol".into(), protocol.into());
         out.insert("loadBalancingScheme".into(), "INTERNAL_MANAGED".into());
         out.insert("timeoutSec".into(), spec.timeout_s.into());
-        let users: Vec<Value> =
-            world.referrers(&record.link).map(|user| json!({"reference": user.url()})).collect();
+        let users: Vec<Value> = world.referrers(&record.link).map(|user| json!({"reference": user.url()})).collect();
         if !users.is_empty() {
             out.insert("usedBy".into(), users.into());
         }

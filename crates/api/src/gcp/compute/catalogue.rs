@@ -9,10 +9,7 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    verbs::Visit,
-    wire::{Level, url},
-};
+use super::{verbs::Visit, wire::url};
 use crate::{
     call::Answer,
     error,
@@ -42,13 +39,10 @@ fn all_zones() -> impl Iterator<Item = Zone> {
     names.filter_map(|name| name.parse().ok())
 }
 
-/// Every scope of a level.
-pub(super) fn scopes(level: Level) -> Vec<Scope> {
-    match level {
-        Level::Global => vec![Scope::Global],
-        Level::Region => REGIONS.iter().filter_map(|(region, ..)| region.parse().ok().map(Scope::Region)).collect(),
-        Level::Zone => all_zones().map(Scope::Zone).collect(),
-    }
+/// Every scope there is. Aggregated lists name them all, also those their kind cannot live in.
+pub(super) fn scopes() -> Vec<Scope> {
+    let regions = REGIONS.iter().filter_map(|(region, ..)| region.parse().ok().map(Scope::Region));
+    std::iter::once(Scope::Global).chain(regions).chain(all_zones().map(Scope::Zone)).collect()
 }
 
 pub(super) fn regions(visit: &Visit<'_>, rest: &[&str]) -> Answer {
@@ -146,7 +140,7 @@ pub(super) fn machine_types_everywhere(visit: &Visit<'_>) -> Answer {
     let path = format!("projects/{}/aggregated/machineTypes", visit.project);
     let about = Listed { word: "machineType", path: &path };
     let items = all_zones().flat_map(of_zone).collect();
-    Ok(Reply::json(list::aggregated(&query, about, &scopes(Level::Zone), items)))
+    Ok(Reply::json(list::aggregated(&query, about, &scopes(), items)))
 }
 
 fn show_machine_type(visit: &Visit<'_>, zone: &Zone, machine: &MachineType) -> Value {

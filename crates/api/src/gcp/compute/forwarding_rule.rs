@@ -47,12 +47,13 @@ impl Wire for ForwardingRule {
 
     fn write(record: &Record<Self>, world: &World, out: &mut Json) {
         let spec = &record.spec;
-        out.insert("description".into(), spec.description.clone().unwrap_or_default().into());
+        put_some(out, "description", spec.description.clone());
         out.insert("IPAddress".into(), spec.address.to_string().into());
         out.insert("network".into(), spec.network.url().into());
         out.insert("networkTier".into(), "PREMIUM".into());
         match &spec.target {
             Target::HttpProxy { proxy, ports } => {
+                out.entry("description").or_insert_with(|| "".into());
                 out.insert("IPProtocol".into(), "TCP".into());
                 out.insert("portRange".into(), format!("{}-{}", ports.first, ports.last).into());
                 out.insert("loadBalancingScheme".into(), "INTERNAL_MANAGED".into());

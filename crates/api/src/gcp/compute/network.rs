@@ -45,10 +45,7 @@ impl Wire for vpc::Network {
 
     fn defaults(_: &Record<Self>) -> Json {
         let mut out = Json::new();
-        out.insert(
-            "routingConfig".into(),
-            json!({"routingMode": "REGIONAL", "bgpBestPathSelectionMode": "LEGACY"}),
-        );
+        out.insert("routingConfig".into(), json!({"routingMode": "REGIONAL", "bgpBestPathSelectionMode": "LEGACY"}));
         out.insert("networkFirewallPolicyEnforcementOrder".into(), "AFTER_CLASSIC_FIREWALL".into());
         out
     }

@@ -153,7 +153,9 @@ fn permissions(scope: &Scope) -> (&'static str, &'static str, &'static str) {
         Scope::Region(_) => {
             ("compute.regionOperations.get", "compute.regionOperations.list", "compute.regionOperations.delete")
         }
-        Scope::Zone(_) => ("compute.zoneOperations.get", "compute.zoneOperations.list", "compute.zoneOperations.delete"),
+        Scope::Zone(_) => {
+            ("compute.zoneOperations.get", "compute.zoneOperations.list", "compute.zoneOperations.delete")
+        }
     }
 }
 

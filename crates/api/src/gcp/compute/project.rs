@@ -48,8 +48,7 @@ pub(super) fn set_metadata(visit: &Visit<'_>) -> Answer {
     if let Some(earlier) = visit.control.repeated(visit.caller, request_id.as_deref()) {
         return operation::reply(&earlier);
     }
-    let call =
-        ops::Call { caller: visit.caller, verb: "setCommonInstanceMetadata", request_id: request_id.as_deref() };
+    let call = ops::Call { caller: visit.caller, verb: "setCommonInstanceMetadata", request_id: request_id.as_deref() };
     let target = Link::new(visit.project, Scope::Global, "projects", visit.project.as_str());
     let (operation, _) = visit.control.commit(|world, txn| {
         let path = format!("projects/{}", visit.project);

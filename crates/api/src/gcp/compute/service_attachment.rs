@@ -37,9 +37,10 @@ impl Wire for ServiceAttachment {
     fn read(fields: &Fields<'_>) -> Result<Self, Fault> {
         let preference = fields.word("connectionPreference", PREFERENCES)?;
         let reject = fields.texts("consumerRejectLists")?;
-        let reject = reject.iter().enumerate().map(|(i, text)| {
-            read_consumer(fields, &format!("consumerRejectLists[{i}]"), text)
-        });
+        let reject = reject
+            .iter()
+            .enumerate()
+            .map(|(i, text)| read_consumer(fields, &format!("consumerRejectLists[{i}]"), text));
         Ok(ServiceAttachment {
             target: read_service(fields)?,
             preference: preference.ok_or_else(|| fields.required("connectionPreference"))?,

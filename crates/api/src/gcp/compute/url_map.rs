@@ -57,10 +57,7 @@ fn read_host_rule(fields: &Fields<'_>) -> Result<HostRule, Fault> {
 
 fn read_path_matcher(fields: &Fields<'_>) -> Result<PathMatcher, Fault> {
     let rule = |fields: &Fields<'_>| {
-        Ok::<_, Fault>(PathRule {
-            paths: owned(fields.texts("paths")?),
-            service: fields.required_link("service")?,
-        })
+        Ok::<_, Fault>(PathRule { paths: owned(fields.texts("paths")?), service: fields.required_link("service")? })
     };
     Ok(PathMatcher {
         name: fields.text("name")?.ok_or_else(|| fields.required("name"))?.to_owned(),

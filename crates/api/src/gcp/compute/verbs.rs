@@ -123,7 +123,8 @@ impl Visit<'_> {
         self.allow(&world, K::LIST, format!("projects/{}", self.project))?;
         let query = ListQuery::parse(&self.call.query, K::SCHEMA.body())?;
         let first = Link::new(self.project, self.scope.clone(), K::COLLECTION, "");
-        let same = |l: &Link| (&l.project, &l.scope, &l.collection) == (&first.project, &first.scope, &first.collection);
+        let same =
+            |l: &Link| (&l.project, &l.scope, &l.collection) == (&first.project, &first.scope, &first.collection);
         let records = world.objects.range(first.clone()..).take_while(|(link, _)| same(link));
         let items = records.filter_map(|(_, object)| K::peek(object)).map(|r| Value::from(show(r, &world))).collect();
         let path = format!("projects/{}/{}/{}", self.project, self.scope, K::COLLECTION);
@@ -137,7 +138,7 @@ impl Visit<'_> {
         let mine = world.all::<K>().filter(|record| record.link.project == *self.project);
         let items = mine.map(|r| (r.link.scope.clone(), Value::from(show(r, &world)))).collect();
         let path = format!("projects/{}/aggregated/{}", self.project, K::COLLECTION);
-        let scopes = catalogue::scopes(K::LEVEL);
+        let scopes = catalogue::scopes();
         Ok(Reply::json(list::aggregated(&query, Listed { word: K::WIRE_KIND, path: &path }, &scopes, items)))
     }
 
@@ -325,17 +326,27 @@ fn take_labels(body: &Value) -> Result<std::collections::BTreeMap<String, String
         return Err(Fault::invalid_value("labels", &labels.len().to_string(), &why));
     }
     let is_text = |text: &str| {
-        let rest = |c: char| c.is_lowercase() || c.is_numeric() || c == '_' || c == '-' || (c.is_alphabetic() && !c.is_uppercase());
+        let rest = |c: char| {
+            c.is_lowercase() || c.is_numeric() || c == '_' || c == '-' || (c.is_alphabetic() && !c.is_uppercase())
+        };
         text.chars().count() <= LABEL_CHARS_MAX && text.chars().all(rest)
     };
     let mut all = std::collections::BTreeMap::new();
     for (key, value) in labels {
         let value = value.as_str().unwrap_or_default();
         if !key.starts_with(char::is_lowercase) || !is_text(key) {
-            return Err(Fault::invalid_value("labels", key, "Label keys must match '[\\p{Ll}\\p{Lo}][\\p{Ll}\\p{Lo}\\p{N}_-]{0,62}'."));
+            return Err(Fault::invalid_value(
+                "labels",
+                key,
+                "Label keys must match '[\\p{Ll}\\p{Lo}][\\p{Ll}\\p{Lo}\\p{N}_-]{0,62}'.",
+            ));
         }
         if !is_text(value) {
-            return Err(Fault::invalid_value("labels", value, "Label values must match '[\\p{Ll}\\p{Lo}\\p{N}_-]{0,63}'."));
+            return Err(Fault::invalid_value(
+                "labels",
+                value,
+                "Label values must match '[\\p{Ll}\\p{Lo}\\p{N}_-]{0,63}'.",
+            ));
         }
         all.insert(key.clone(), value.to_owned());
     }

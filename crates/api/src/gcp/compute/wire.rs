@@ -317,9 +317,7 @@ impl<'a> Fields<'a> {
 
     pub(super) fn objects(&self, name: &str) -> Result<Vec<Fields<'a>>, Fault> {
         let fields = |(i, item): (usize, &'a Value)| match item {
-            Value::Object(map) => {
-                Ok(Fields { map, path: format!("{}{name}[{i}].", self.path), around: self.around })
-            }
+            Value::Object(map) => Ok(Fields { map, path: format!("{}{name}[{i}].", self.path), around: self.around }),
             other => Err(self.fault(&format!("{name}[{i}]"), &other.to_string(), "Must be an object.")),
         };
         self.items(name)?.iter().enumerate().map(fields).collect()

@@ -1,0 +1,268 @@
+//! The rules of the kinds as tables, over a world in memory and without a wire.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
+
+use std::{
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use model::{
+    fault::{Code, Fault},
+    iam::Principal,
+    lb,
+    name::{Link, ProjectId, Scope},
+    time::Timestamp,
+    vm,
+    vpc::{self, ProxyRole, Purpose},
+};
+
+use super::{holding, seat};
+use crate::{
+    kind::{Kind, Record},
+    ops::{Call, Caller, Control, Draft, Txn},
+    projects::{self, ADMIN_DEFAULT, Wanted},
+};
+
+struct Scene {
+    control: Control,
+    admin: Caller,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let clock = AtomicI64::new(1);
+        let tell = Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed)));
+        let control = Control::open(Arc::new(store::Embedded::in_memory()), tell).unwrap();
+        projects::bootstrap(&control, None).unwrap();
+        let admin = Caller { principal: Principal::User { email: ADMIN_DEFAULT.into() }, scopes: vec![] };
+        let wanted = Wanted { id: "producer-1".into(), display_name: None, parent: None, labels: Default::default() };
+        projects::create(&control, &admin, &wanted).unwrap();
+        let scene = Scene { control, admin };
+        let network = vpc::Network { auto_create_subnetworks: false, mtu: 1_460, description: None };
+        scene.insert("n", Scope::Global, network).unwrap();
+        scene
+    }
+
+    fn insert<K: Kind>(&self, name: &str, scope: Scope, spec: K) -> Result<Link, Fault> {
+        let link = Link::new(&project(), scope, K::COLLECTION, name);
+        let draft = Draft {
+            link: link.clone(),
+            labels: Default::default(),
+            spec,
+            inert: Default::default(),
+            verb: "insert",
+            request_id: None,
+        };
+        self.control.insert(&self.admin, draft).map(|_| link)
+    }
+
+    fn subnet(&self, name: &str, spec: vpc::Subnetwork) -> Result<Link, Fault> {
+        self.insert(name, region(), spec)
+    }
+
+    fn change<K: Kind>(&self, link: &Link, edit: impl Fn(&mut Record<K>)) -> Result<(), Fault> {
+        let call = Call { caller: &self.admin, verb: "patch", request_id: None };
+        let edit = |_: &_, record: &mut Record<K>| {
+            edit(record);
+            Ok(())
+        };
+        self.control.change(call, link, edit).map(drop)
+    }
+
+    fn delete<K: Kind>(&self, link: &Link) -> Result<(), Fault> {
+        let call = Call { caller: &self.admin, verb: "delete", request_id: None };
+        self.control.delete::<K>(call, link).map(drop)
+    }
+}
+
+fn project() -> ProjectId {
+    "producer-1".parse().unwrap()
+}
+
+fn region() -> Scope {
+    Scope::Region("us-west1".parse().unwrap())
+}
+
+fn network() -> Link {
+    Link::new(&project(), Scope::Global, "networks", "n")
+}
+
+fn subnet(range: &str, purpose: Purpose, role: Option<ProxyRole>) -> vpc::Subnetwork {
+    vpc::Subnetwork {
+        network: network(),
+        range: range.parse().unwrap(),
+        purpose,
+        role,
+        private_ip_google_access: false,
+        flow_logs: None,
+        description: None,
+    }
+}
+
+fn private(range: &str) -> vpc::Subnetwork {
+    subnet(range, Purpose::Private, None)
+}
+
+#[test]
+fn a_range_is_long_enough_allowed_and_free() {
+    let scene = Scene::new();
+    scene.subnet("taken", private("10.1.0.0/24")).unwrap();
+    for (range, fine) in [
+        ("10.0.0.0/29", true),
+        ("10.0.1.0/30", false),
+        ("240.0.0.0/4", false), // 255.255.255.255 is inside
+        ("100.64.0.0/10", true),
+        ("198.18.0.0/15", true),
+        ("0.0.0.0/8", false),
+        ("169.254.1.0/24", false),
+        ("199.36.153.8/29", false),
+        ("10.1.0.0/24", false),
+        ("10.1.0.128/25", false),
+        ("10.1.0.0/16", false),
+        ("10.1.1.0/24", true),
+    ] {
+        let name = format!("s-{}", range.replace(['.', '/'], "-"));
+        let made = scene.subnet(&name, private(range));
+        assert_eq!(made.is_ok(), fine, "{range}: {made:?}");
+    }
+}
+
+#[test]
+fn a_proxy_subnet_has_a_role_of_its_own_and_room_for_proxies() {
+    use ProxyRole::{Active, Backup};
+    let scene = Scene::new();
+    let proxy = |range, role| subnet(range, Purpose::RegionalManagedProxy, role);
+    for (name, spec, fine) in [
+        ("none", proxy("10.0.0.0/26", None), false),
+        ("small", proxy("10.0.0.0/27", Some(Active)), false),
+        ("odd", subnet("10.0.0.0/26", Purpose::Private, Some(Active)), false),
+        ("one", proxy("10.0.0.0/26", Some(Active)), true),
+        ("two", proxy("10.0.1.0/26", Some(Active)), false),
+        ("spare", proxy("10.0.1.0/26", Some(Backup)), true),
+        ("spare2", proxy("10.0.2.0/26", Some(Backup)), false),
+    ] {
+        let made = scene.subnet(name, spec);
+        assert_eq!(made.is_ok(), fine, "{name}: {made:?}");
+    }
+    let spare = Link::new(&project(), region(), "subnetworks", "spare");
+    let one = Link::new(&project(), region(), "subnetworks", "one");
+    scene.change::<vpc::Subnetwork>(&spare, |record| record.spec.role = Some(Active)).unwrap();
+    let world = scene.control.read();
+    let role = |link: &Link| world.get::<vpc::Subnetwork>(link).unwrap().spec.role;
+    assert_eq!((role(&spare), role(&one)), (Some(Active), Some(Backup)));
+}
+
+#[test]
+fn purpose_network_and_a_smaller_range_are_refused_as_changes() {
+    let scene = Scene::new();
+    let link = scene.subnet("s", private("10.0.0.0/24")).unwrap();
+    let other = Link { name: "other".into(), ..network() };
+    type Edit = Box<dyn Fn(&mut vpc::Subnetwork)>;
+    let edits: [(&str, Edit); 3] = [
+        ("purpose", Box::new(|s| s.purpose = Purpose::PrivateServiceConnect)),
+        ("network", Box::new(move |s| s.network = other.clone())),
+        ("range", Box::new(|s| s.range = "10.0.0.0/25".parse().unwrap())),
+    ];
+    for (what, edit) in edits {
+        let refused = scene.change::<vpc::Subnetwork>(&link, |record| edit(&mut record.spec)).unwrap_err();
+        assert_eq!(refused.code, Code::InvalidArgument, "{what}");
+    }
+    scene.change::<vpc::Subnetwork>(&link, |record| record.spec.range = "10.0.0.0/23".parse().unwrap()).unwrap();
+}
+
+#[test]
+fn an_address_once_held_is_refused_and_once_left_is_the_lowest_free_again() {
+    let scene = Scene::new();
+    let link = scene.subnet("s", private("10.0.0.0/29")).unwrap();
+    let reserve = |name: &str, address: Ipv4Addr| {
+        scene.insert(name, region(), vpc::Address { address, subnetwork: link.clone(), description: None })
+    };
+    let address_of = |link: &Link| scene.control.read().get::<vpc::Address>(link).unwrap().spec.address;
+    let a = reserve("a", holding::UNDECIDED).unwrap();
+    let b = reserve("b", holding::UNDECIDED).unwrap();
+    assert_eq!([address_of(&a), address_of(&b)], [Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)]);
+    assert_eq!(reserve("c", Ipv4Addr::new(10, 0, 0, 2)).unwrap_err().code, Code::AlreadyExists);
+    scene.delete::<vpc::Address>(&a).unwrap();
+    assert_eq!(address_of(&reserve("c", holding::UNDECIDED).unwrap()), Ipv4Addr::new(10, 0, 0, 2));
+}
+
+#[test]
+fn what_is_referred_to_stays() {
+    let scene = Scene::new();
+    let link = scene.subnet("s", private("10.0.0.0/29")).unwrap();
+    let reserved = vpc::Address { address: holding::UNDECIDED, subnetwork: link.clone(), description: None };
+    scene.insert("a", region(), reserved).unwrap();
+    let refused = scene.delete::<vpc::Subnetwork>(&link).unwrap_err();
+    assert_eq!(refused.reason, "resourceInUseByAnotherResource");
+    let expected = "The subnetwork resource 'projects/producer-1/regions/us-west1/subnetworks/s' is already being used by \
+                    'projects/producer-1/regions/us-west1/addresses/a'";
+    assert_eq!(refused.message, expected);
+}
+
+#[test]
+fn a_resource_stays_within_its_region_and_project() {
+    let scene = Scene::new();
+    scene.subnet("s", private("10.0.0.0/24")).unwrap();
+    let group = lb::NetworkEndpointGroup { service: Some("x".into()), tag: None, url_mask: None, description: None };
+    let far = Scope::Region("us-east1".parse().unwrap());
+    let group = scene.insert("g", far, group).unwrap();
+    let service = lb::BackendService {
+        protocol: lb::Protocol::Http,
+        backends: vec![lb::Backend { group }],
+        timeout_s: 30,
+        description: None,
+    };
+    let refused = scene.insert("b", region(), service).unwrap_err();
+    let why = "The network endpoint group must be in the same region as the backend service.";
+    assert!(refused.message.ends_with(why), "{refused}");
+    let vm = vm::Instance {
+        machine_type: "e2-micro".into(),
+        network: network(),
+        subnetwork: Link::new(&project(), region(), "subnetworks", "s"),
+        address: holding::UNDECIDED,
+        tags: vec![],
+        metadata: Default::default(),
+        service_account: None,
+        description: None,
+        wanted: vm::Power::On,
+    };
+    let zone = |name: &str| Scope::Zone(name.parse().unwrap());
+    assert!(scene.insert("far", zone("us-east1-b"), vm.clone()).is_err());
+    assert!(scene.insert("near", zone("us-west1-b"), vm).is_ok());
+}
+
+#[test]
+fn a_refused_change_leaves_nothing_behind() {
+    let scene = Scene::new();
+    let link = scene.subnet("s", private("10.0.0.0/24")).unwrap();
+    let before = scene.control.read().clone();
+    assert!(scene.subnet("t", private("10.0.0.0/25")).is_err());
+    assert!(scene.change::<vpc::Subnetwork>(&link, |r| r.spec.purpose = Purpose::PrivateServiceConnect).is_err());
+    let after = scene.control.read();
+    assert_eq!((before.revision, &before.objects), (after.revision, &after.objects));
+    assert_eq!(before.operations, after.operations);
+}
+
+#[test]
+fn uid_ranges_of_one_transaction_and_of_the_world_never_meet() {
+    let scene = Scene::new();
+    let world = scene.control.read();
+    let mut txn = Txn::scratch(Timestamp(1));
+    let mut last = None;
+    for n in 0..3 {
+        let uid_base = seat::free_uid_base(&world, &txn).unwrap();
+        assert!(uid_base >= seat::UID_FIRST && uid_base % model::limits::SANDBOX_UIDS == 0);
+        assert!(last.is_none_or(|last| uid_base > last));
+        last = Some(uid_base);
+        txn.push(crate::ops::Change::Seat(Box::new(crate::world::SeatRecord {
+            workload: model::id::WorkloadId(format!("vm-{n}")),
+            uid_base,
+            incarnation: 0,
+            holder: crate::world::Holder::Vm(network()),
+        })));
+    }
+}
