@@ -157,7 +157,7 @@ pub fn ssh(args: &SshArgs) -> Outcome {
 
 pub fn load(args: &LoadArgs) -> Outcome {
     let dirs = Dirs::of(&args.cloud.cloud);
-    let image = roles::unpack(&args.cloud.cloud, &dirs, &args.path, &args.name)?;
+    let image = roles::unpack(&dirs, &args.path, &args.name)?;
     let digest = image.digest.clone();
     match ask_running(&dirs, &Ask::AddImage(Box::new(image)))? {
         Answer::Done => println!("{} is {digest}", args.name),

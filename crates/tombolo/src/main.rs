@@ -43,6 +43,12 @@ enum Command {
     /// One process of a cloud; started by `up`
     #[command(hide = true)]
     Role(roles::Args),
+    /// The process that unpacks one image; started by `load`
+    #[command(hide = true, disable_help_flag = true)]
+    Image {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
     /// The process that holds one sandbox; started by the host role
     #[command(hide = true, disable_help_flag = true)]
     Shim {
@@ -81,6 +87,7 @@ fn run(command: Command) -> Outcome {
         Command::Load(args) => commands::load(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Role(args) => roles::run(args),
-        Command::Shim { args } => roles::shim(args),
+        Command::Image { .. } => roles::image(),
+        Command::Shim { .. } => roles::shim(),
     }
 }

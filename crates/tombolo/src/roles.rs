@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::control::world::ImageRecord;
+
 use crate::{
     Outcome,
     cloud::{CloudName, Dirs},
@@ -119,9 +121,8 @@ fn proxy(dirs: &Dirs) -> Outcome {
     let fabric = dirs.run.join("ns").join("fabric");
     wait_for(&fabric)?;
     privilege::enter_network(&fabric)?;
-    let connections = privilege::raise_open_files()?;
+    privilege::raise_open_files()?;
     privilege::drop_to(Role::Proxy)?;
-    let _ = connections;
     proxy::main(doors)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -150,7 +151,7 @@ fn wait_for(pin: &Path) -> Outcome<()> {
     Ok(())
 }
 
-pub fn shim(_args: Vec<OsString>) -> Outcome {
+pub fn shim() -> Outcome {
     let code = sandbox::shim_main();
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
@@ -161,13 +162,39 @@ pub fn take_down(cloud: &CloudName, dirs: &Dirs) -> Outcome<()> {
     Ok(())
 }
 
-/// Unpacks a stranger's archive, without the privilege to do harm.
-pub fn unpack(cloud: &CloudName, dirs: &Dirs, path: &Path, name: &str) -> Outcome<control_world::ImageRecord> {
-    let _ = (cloud, dirs, path, name);
-    Err("loading images is not possible yet".into())
+/// The uids of the process that unpacks images: 65536 that no sandbox has.
+const IMAGE_UID_BASE: u32 = 500_100_000;
+
+/// The process that reads a stranger's archive, without the privilege to do harm.
+pub fn image() -> Outcome {
+    let code = sandbox::image::image_main();
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
-use ::control::world as control_world;
+/// Unpacks an OCI layout or archive into the cloud's layers.
+pub fn unpack(dirs: &Dirs, path: &Path, name: &str) -> Outcome<ImageRecord> {
+    let loader = sandbox::image::Loader {
+        state_dir: dirs.state.clone(),
+        image_argv: vec![OsString::from("/proc/self/exe"), OsString::from("image")],
+        uid_base: IMAGE_UID_BASE,
+    };
+    let image = sandbox::image::load(&loader, path)?;
+    Ok(image_record(name.to_owned(), image))
+}
+
+/// An image under the name that services use.
+fn image_record(name: String, image: sandbox::image::ImageConfig) -> ImageRecord {
+    ImageRecord {
+        name,
+        digest: image.digest,
+        layers: image.layers,
+        entrypoint: image.entrypoint,
+        cmd: image.cmd,
+        env: image.env,
+        working_dir: image.workdir,
+        user: image.user,
+    }
+}
 
 pub fn doctor(cloud: &CloudName) -> Outcome {
     let dirs = Dirs::of(cloud);

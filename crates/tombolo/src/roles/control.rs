@@ -100,17 +100,7 @@ fn now() -> Timestamp {
 /// The images that come with the binary; the host role has put their layer in its place.
 fn add_builtin_images(control: &Control) -> Outcome<()> {
     for (name, image) in sandbox::builtin::images() {
-        let record = ImageRecord {
-            name,
-            digest: image.digest,
-            layers: image.layers,
-            entrypoint: image.entrypoint,
-            cmd: image.cmd,
-            env: image.env,
-            working_dir: image.workdir,
-            user: image.user,
-        };
-        add_image(control, &record)?;
+        add_image(control, &super::image_record(name, image))?;
     }
     Ok(())
 }

@@ -51,10 +51,10 @@ pub fn is_namespace(pin: &Path) -> bool {
     rustix::fs::statfs(pin).is_ok_and(|s| i64::from(s.f_type) == NSFS_MAGIC)
 }
 
-/// Raises the limit of open files as far as it goes; returns it.
-pub fn raise_open_files() -> io::Result<u64> {
+/// Raises the limit of open files as far as it goes.
+pub fn raise_open_files() -> io::Result<()> {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     rustix::process::setrlimit(Resource::Nofile, limit)?;
-    Ok(limit.current.unwrap_or(u64::MAX))
+    Ok(())
 }
