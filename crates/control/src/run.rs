@@ -5,10 +5,11 @@
 //! [`plan`] (what the machine is told). Instances come and go in [`crate::instances`].
 
 pub mod check;
+pub mod image;
 pub mod plan;
+mod relatives;
+mod revise;
 pub mod status;
-
-use std::time::Duration;
 
 use model::{
     fault::{Code, Fault},
@@ -26,14 +27,14 @@ use crate::{
     kind::Need,
     ops::{Caller, Change, Control, Txn},
     policies, projects, random,
-    run::status::Tri,
-    world::{ImageRecord, ServiceRecord, World},
+    run::{
+        revise::{check_traffic_targets, revise},
+        status::Tri,
+    },
+    world::{ServiceRecord, World},
 };
 
 const API: &str = "run.googleapis.com";
-/// What Cloud Run ends its revision names with. Source: names of real revisions.
-const SUFFIX: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-
 /// What a write promised: the service as wanted at this generation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunOperation {
@@ -335,131 +336,6 @@ impl Client<'_> {
         Ok(())
     }
 
-    pub fn revision(&self, key: &RevisionKey) -> Result<Revision, Fault> {
-        let world = self.control.read();
-        self.reach_revision(&world, key, "run.revisions.get").cloned()
-    }
-
-    fn reach_revision<'w>(
-        &self,
-        world: &'w World,
-        key: &RevisionKey,
-        permission: &'static str,
-    ) -> Result<&'w Revision, Fault> {
-        let resource = match self.view {
-            View::V1 => format!("namespaces/{}/revisions/{}", key.service.project, key.name),
-            View::V2 => key.to_string(),
-        };
-        let denied = |_| self.denied(permission, &resource);
-        // A revision has no policy of its own: its service's speaks for it.
-        self.control.authorize(world, self.caller, &[Need::on(permission, &key.service)]).map_err(denied)?;
-        projects::require_api(world, key.service.project.as_str(), API)?;
-        world.revisions.get(key).ok_or_else(|| absent("REVISION", &key.name, &key.service))
-    }
-
-    /// The key of a revision that v1 names without its service.
-    pub fn revision_key(&self, project: &str, region: &Region, name: &str) -> Result<RevisionKey, Fault> {
-        let world = self.control.read();
-        let project = self.enter(&world, project, "run.revisions.get", &format!("/revisions/{name}"))?;
-        let named = |r: &&Revision| {
-            r.key.name == name && r.key.service.project == project.id && r.key.service.region == *region
-        };
-        let found = world.revisions.values().find(named).map(|r| r.key.clone());
-        found.ok_or_else(|| {
-            let service = ServiceKey { project: project.id.clone(), region: region.clone(), name: String::new() };
-            absent("REVISION", name, &service)
-        })
-    }
-
-    /// Revisions of a project and region, newest first; of one service when one is named.
-    pub fn revisions(&self, project: &str, region: &Region, service: Option<&str>) -> Result<Vec<Revision>, Fault> {
-        let world = self.control.read();
-        let project = self.enter(&world, project, "run.revisions.list", "/revisions")?;
-        let wanted = |r: &&Revision| {
-            let key = &r.key.service;
-            key.project == project.id && key.region == *region && service.is_none_or(|s| key.name == s)
-        };
-        let mut found: Vec<Revision> = world.revisions.values().filter(wanted).cloned().collect();
-        found.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| b.number.cmp(&a.number)));
-        Ok(found)
-    }
-
-    /// Deletes a revision that nothing needs any more.
-    pub fn delete_revision(&self, key: &RevisionKey, mode: Mode) -> Result<Revision, Fault> {
-        self.write(mode, |world, txn| {
-            let revision = self.reach_revision(world, key, "run.revisions.delete")?;
-            if let Some(service) = world.services.get(&key.service) {
-                let refuse = |why: &str| {
-                    let text = format!("Revision '{}' cannot be deleted because it is {why}.", key.name);
-                    Err(Fault::new(Code::FailedPrecondition, "failedPrecondition", text))
-                };
-                if service.latest_created.as_deref() == Some(&key.name) {
-                    return refuse("the latest created revision of its service");
-                }
-                if status::targets(world, service).iter().any(|t| t.revision == *key) {
-                    return refuse("receiving traffic or has a traffic tag");
-                }
-            }
-            txn.push(Change::NoRevision(key.clone()));
-            Ok(revision.clone())
-        })
-    }
-
-    /// An operation of this project and region.
-    pub fn operation(&self, project: &str, region: &Region, id: &str) -> Result<RunOperation, Fault> {
-        let world = self.control.read();
-        let what = format!("/locations/{region}/operations/{id}");
-        let project = self.enter(&world, project, "run.operations.get", &what)?;
-        let here = |o: &&RunOperation| o.service.project == project.id && o.service.region == *region;
-        world.run_operations.get(id).filter(here).cloned().ok_or_else(|| {
-            Fault::new(
-                Code::NotFound,
-                "notFound",
-                format!("Operation '{id}' in region '{region}' in project '{}' does not exist.", project.id),
-            )
-        })
-    }
-
-    /// The operations of a project and region, newest first.
-    pub fn operations(&self, project: &str, region: &Region) -> Result<Vec<RunOperation>, Fault> {
-        let world = self.control.read();
-        let project = self.enter(&world, project, "run.operations.list", &format!("/locations/{region}/operations"))?;
-        let here = |o: &&RunOperation| o.service.project == project.id && o.service.region == *region;
-        let mut found: Vec<RunOperation> = world.run_operations.values().filter(here).cloned().collect();
-        found.sort_by_key(|o| std::cmp::Reverse(o.created));
-        Ok(found)
-    }
-
-    /// Forgets an operation; what it began goes on.
-    pub fn delete_operation(&self, project: &str, region: &Region, id: &str) -> Result<(), Fault> {
-        let operation = self.operation(project, region, id)?;
-        self.control.commit(|world, txn| {
-            let what = format!("/locations/{region}/operations/{id}");
-            self.enter(world, project, "run.operations.delete", &what)?;
-            txn.push(Change::NoRunOperation(operation.id.clone()));
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    /// Waits until the operation is done, at most `timeout`. Returns how it stands then.
-    pub async fn wait(&self, operation: &RunOperation, timeout: Duration) -> Outcome {
-        let deadline = tokio::time::Instant::now() + timeout.min(limits::OPERATION_WAIT_MAX);
-        loop {
-            let rung = self.control.finished.notified();
-            tokio::pin!(rung);
-            // From here on no ring is missed: first listen, then look.
-            rung.as_mut().enable();
-            let outcome = outcome(&self.control.read(), operation);
-            if !matches!(outcome, Outcome::Running(_)) {
-                return outcome;
-            }
-            if tokio::time::timeout_at(deadline, rung).await.is_err() {
-                return outcome;
-            }
-        }
-    }
-
     /// The allow policy of a service.
     pub fn policy(&self, key: &ServiceKey) -> Result<Policy, Fault> {
         let world = self.control.read();
@@ -536,122 +412,6 @@ fn complete(spec: &mut Service, project: &Project) {
         spec.template.service_account = project.compute_default_account();
     }
     spec.template.service_account = spec.template.service_account.to_ascii_lowercase();
-}
-
-/// Makes the revision of the record's template.
-fn revise(world: &World, txn: &mut Txn, record: &mut ServiceRecord, creator: &str) -> Result<(), Fault> {
-    record.templates += 1;
-    let name = match &record.spec.template.name {
-        Some(name) => {
-            let key = RevisionKey { service: record.key.clone(), name: name.clone() };
-            if world.revisions.contains_key(&key) {
-                let text = format!("Revision named '{name}' with different configuration already exists.");
-                return Err(Fault::new(Code::AlreadyExists, "alreadyExists", text));
-            }
-            name.clone()
-        }
-        None => fresh_name(world, record),
-    };
-    let state = match resolve_image(world, &record.spec.template.container.image) {
-        Some(image) => (image.digest.clone(), RevisionState::Deploying),
-        None => {
-            let message = format!("Image '{}' not found.", record.spec.template.container.image);
-            let reason = "ContainerMissing".to_owned();
-            (String::new(), RevisionState::Failed { since: txn.now, reason, message })
-        }
-    };
-    if matches!(state.1, RevisionState::Failed { .. }) {
-        record.transitioned = txn.now;
-        // Nothing is to be told to anybody before the failure counts.
-        record.observed = record.generation + 1;
-    }
-    let revision = Revision {
-        key: RevisionKey { service: record.key.clone(), name: name.clone() },
-        uid: random::uuid(),
-        created: txn.now,
-        number: record.templates,
-        creator: creator.to_owned(),
-        template: record.spec.template.clone(),
-        image_digest: state.0,
-        state: state.1,
-    };
-    txn.push(Change::Revision(Box::new(revision)));
-    record.latest_created = Some(name);
-    prune(world, txn, record);
-    Ok(())
-}
-
-fn fresh_name(world: &World, record: &ServiceRecord) -> String {
-    loop {
-        let name = format!("{}-{:05}-{}", record.key.name, record.templates, random::text(SUFFIX, 3));
-        let key = RevisionKey { service: record.key.clone(), name };
-        if !world.revisions.contains_key(&key) {
-            return key.name;
-        }
-    }
-}
-
-/// Drops the oldest revisions that serve nothing when there are too many.
-fn prune(world: &World, txn: &mut Txn, record: &ServiceRecord) {
-    let mut old: Vec<&Revision> = revisions_of(world, &record.key).collect();
-    let Some(surplus) = (old.len() + 1).checked_sub(limits::RUN_REVISIONS_MAX).filter(|n| *n > 0) else { return };
-    old.sort_by_key(|r| r.number);
-    let used = status::targets(world, record);
-    let unused = |r: &&&Revision| {
-        record.latest_ready.as_deref() != Some(&r.key.name) && !used.iter().any(|t| t.revision == r.key)
-    };
-    for revision in old.iter().filter(unused).take(surplus) {
-        txn.push(Change::NoRevision(revision.key.clone()));
-    }
-}
-
-/// The image of this name on the machine: `repository`, `repository:tag` or `repository@sha256:…`.
-pub fn resolve_image<'w>(world: &'w World, name: &str) -> Option<&'w ImageRecord> {
-    if let Some((repository, digest)) = name.split_once('@') {
-        let repository = untagged(repository);
-        return world.images.values().find(|i| i.digest == digest && untagged(&i.name) == repository);
-    }
-    let repository = untagged(name);
-    let tag = name.get(repository.len() + 1..).unwrap_or("latest");
-    let candidates = [format!("{repository}:{tag}"), repository.to_owned()];
-    // A name stored without a tag is the latest.
-    let usable = if tag == "latest" { 2 } else { 1 };
-    candidates.iter().take(usable).find_map(|candidate| world.images.get(candidate))
-}
-
-/// An image name without its tag. A colon before the last slash belongs to the registry's port.
-pub fn untagged(name: &str) -> &str {
-    let slash = name.rfind('/').map_or(0, |at| at + 1);
-    match name[slash..].find(':') {
-        Some(colon) => &name[..slash + colon],
-        None => name,
-    }
-}
-
-/// Revisions that traffic names must exist and must not have failed.
-fn check_traffic_targets(world: &World, txn: &Txn, record: &ServiceRecord) -> Result<(), Fault> {
-    for target in &record.spec.traffic {
-        let Some(name) = &target.revision else { continue };
-        let made_now = record.latest_created.as_ref() == Some(name)
-            && txn.changes().iter().any(|c| matches!(c, Change::Revision(r) if r.key.name == *name));
-        let key = RevisionKey { service: record.key.clone(), name: name.clone() };
-        match world.revisions.get(&key).map(|r| &r.state) {
-            Some(RevisionState::Ready { .. } | RevisionState::Deploying) => {}
-            Some(RevisionState::Failed { message, .. }) => {
-                return Err(Fault::invalid(format!(
-                    "Revision '{name}' is not ready and cannot serve traffic. {message}"
-                )));
-            }
-            None if made_now => {}
-            None => {
-                return Err(Fault::invalid(format!(
-                    "spec.traffic.revision_name: Revision named '{name}' does not exist in service '{}'.",
-                    record.key.name
-                )));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// How an operation stands.

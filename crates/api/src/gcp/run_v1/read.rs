@@ -126,7 +126,7 @@ fn template(value: &Value) -> Result<RevisionTemplate, Fault> {
     let concurrency = number("spec.template.spec.containerConcurrency", &spec["containerConcurrency"])?;
     let concurrency = concurrency
         .filter(|n| *n > 0)
-        .unwrap_or({ if container.cpu_millis < 1_000 { 1 } else { RUN_CONCURRENCY_DEFAULT } });
+        .unwrap_or(if container.cpu_millis < 1_000 { 1 } else { RUN_CONCURRENCY_DEFAULT });
     Ok(RevisionTemplate {
         name: Some(text(&meta["name"])).filter(|name| !name.is_empty()),
         labels,
@@ -179,7 +179,7 @@ fn container(list: &Value, default_probe: bool) -> Result<Container, Fault> {
 /// The image's last name with a number. Source: names that Cloud Run gives to containers without one.
 fn default_name(image: &str) -> String {
     let path = image.split('@').next().unwrap_or(image);
-    let base = control::run::untagged(path).rsplit('/').next().unwrap_or("");
+    let base = control::run::image::untagged(path).rsplit('/').next().unwrap_or("");
     let clean: String =
         base.to_ascii_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
     format!("{}-1", clean.trim_matches('-'))

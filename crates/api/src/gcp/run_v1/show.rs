@@ -355,7 +355,7 @@ fn revision_status(world: &World, r: &Revision) -> Value {
         conditions.push(condition("ContainerReady", &plain(Tri::True, None), None));
         conditions.push(condition("ResourcesAvailable", &plain(Tri::True, None), None));
         let image = r.template.container.image.split('@').next().unwrap_or_default();
-        let digest = format!("{}@{}", control::run::untagged(image), r.image_digest);
+        let digest = format!("{}@{}", control::run::image::untagged(image), r.image_digest);
         out["imageDigest"] = digest.as_str().into();
         out["containerStatuses"] = json!([{"name": r.template.container.name, "imageDigest": digest}]);
     }
