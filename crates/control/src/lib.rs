@@ -7,6 +7,7 @@
 
 pub mod accounts;
 pub mod credentials;
+mod change;
 pub mod driver;
 pub mod entries;
 pub mod instances;

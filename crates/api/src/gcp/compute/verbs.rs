@@ -326,9 +326,7 @@ fn take_labels(body: &Value) -> Result<std::collections::BTreeMap<String, String
         return Err(Fault::invalid_value("labels", &labels.len().to_string(), &why));
     }
     let is_text = |text: &str| {
-        let rest = |c: char| {
-            c.is_lowercase() || c.is_numeric() || c == '_' || c == '-' || (c.is_alphabetic() && !c.is_uppercase())
-        };
+        let rest = |c: char| (c.is_alphabetic() && !c.is_uppercase()) || c.is_numeric() || c == '_' || c == '-';
         text.chars().count() <= LABEL_CHARS_MAX && text.chars().all(rest)
     };
     let mut all = std::collections::BTreeMap::new();
