@@ -3,6 +3,10 @@
 //! The cloud is on a leash: when the test ends, also by a panic or by `kill -9`, its standard input closes and it takes
 //! itself down. Start with [`Cloud::up`].
 
+pub mod journey;
+pub mod line;
+pub mod wire;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -38,7 +42,7 @@ pub struct Said {
 }
 
 impl Said {
-    fn of(output: &Output) -> Said {
+    pub(crate) fn of(output: &Output) -> Said {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }

@@ -1,0 +1,246 @@
+//! Private Service Connect: what each state of a connection means for packets, on a cloud that all tests here share.
+
+use std::time::Duration;
+
+use acceptance::journey::{Consumer, Journey, Shared, Vm, subnet_link};
+use model::id::NetworkId;
+use serde_json::{Value, json};
+use tombolo::journey::{self, CONSUMER, PRODUCER};
+
+static JOURNEY: Shared<Journey> = Shared::new();
+
+const ACCEPTED: &str = "ACCEPTED";
+const PENDING: &str = "PENDING";
+const REJECTED: &str = "REJECTED";
+
+/// Long enough for two tries of TCP, one second after the first SYN and two after the second.
+const THREE_SECONDS: Duration = Duration::from_millis(3_200);
+
+/// Every test takes a project and a NAT subnet of its own, so that they may run side by side.
+struct Scene<'j> {
+    journey: &'j Journey,
+    consumer: Consumer<'j>,
+    vm: Vm<'j>,
+    token: String,
+    nat: String,
+}
+
+impl<'j> Scene<'j> {
+    fn new(journey: &'j Journey, project: &str, nat_range: &str) -> Scene<'j> {
+        let nat = format!("nat-{project}");
+        let purpose = Some("PRIVATE_SERVICE_CONNECT");
+        journey::create_subnet(&journey.client(), PRODUCER, "producer-vpc", &nat, nat_range, purpose).unwrap();
+        let consumer = journey.other_consumer(project, "10.1.0.0/24");
+        let vm = consumer.vm(&format!("vm-{project}"), None);
+        let token = vm.id_token(&journey.url);
+        Scene { journey, consumer, vm, token, nat }
+    }
+
+    fn attach(&self, name: &str, more: &Value) {
+        let mut fields = more.clone();
+        fields["natSubnets"] = json!([subnet_link(PRODUCER, &self.nat)]);
+        self.journey.attach(name, &fields);
+    }
+
+    fn on_list(&self, limit: u32) -> Value {
+        json!([{"projectIdOrNum": self.consumer.project, "connectionLimit": limit}])
+    }
+
+    /// Whether packets obey a status: a call through an accepted connection gets its page, through any other none.
+    #[track_caller]
+    fn prove(&self, address: &str, status: &str, what: &str) {
+        let want = if status == ACCEPTED { 200 } else { 0 };
+        assert_eq!(self.vm.status(&format!("http://{address}/"), &self.token), want, "{what}: {status}");
+    }
+
+    fn network(&self) -> NetworkId {
+        self.consumer.network
+    }
+}
+
+#[test]
+fn an_endpoint_on_no_list_is_pending_and_none_of_its_packets_reaches_the_producer() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "unlisted", "10.0.32.0/24");
+    scene.attach("att-unlisted", &json!({"consumerAcceptLists": [{"projectIdOrNum": CONSUMER, "connectionLimit": 10}]}));
+    let address = scene.consumer.endpoint("e", "att-unlisted", None);
+    assert_eq!(scene.consumer.status("e", "att-unlisted"), PENDING);
+    let (at_vm, at_balancer) = (
+        journey.cloud.watch_vm(scene.network(), &scene.vm.workload),
+        journey.cloud.watch_balancer(journey.producer),
+    );
+    let tried = scene.vm.sh(&format!("curl -s -o /dev/null -m {} http://{address}/", THREE_SECONDS.as_secs_f32()));
+    assert_eq!(tried.code, Some(28), "it times out: {tried:?}");
+    let tries = at_vm.opened_to(address.parse().unwrap());
+    assert!(tries >= 2, "the VM sent {tries} SYNs");
+    let from_here = at_balancer.opened().iter().filter(|h| in_range(h.src, [10, 0, 32])).count();
+    assert_eq!(from_here, 0, "SYNs at the producer");
+    assert_eq!(at_vm.count(|h| h.dst == scene.vm.address && h.protocol != 17), 0, "silence, neither RST nor ICMP");
+    let link = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        journey.cloud.watch_link(journey.producer, scene.network())
+    }));
+    assert!(link.is_err(), "there is not even a cable to the producer");
+}
+
+#[test]
+fn over_a_full_limit_a_second_endpoint_waits_and_its_packets_do_not_use_the_first_ones_link() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "crowded", "10.0.33.0/24");
+    scene.attach("att-crowded", &json!({"consumerAcceptLists": scene.on_list(10)}));
+    let addresses: Vec<String> =
+        (1..=11).map(|n| scene.consumer.endpoint(&format!("e{n}"), "att-crowded", None)).collect();
+    for (n, address) in (1..=10).zip(&addresses) {
+        assert_eq!(scene.consumer.status(&format!("e{n}"), "att-crowded"), ACCEPTED);
+        scene.prove(address, ACCEPTED, "within the limit");
+    }
+    assert_eq!(scene.consumer.status("e11", "att-crowded"), PENDING);
+    let link = journey.cloud.watch_link(journey.producer, scene.network());
+    scene.prove(&addresses[10], PENDING, "the eleventh");
+    assert_eq!(link.opened().len(), 0, "SYNs at the producer's end of the link");
+    scene.consumer.delete_endpoint("e3");
+    assert_eq!(scene.consumer.status("e11", "att-crowded"), ACCEPTED, "the oldest that waits gets the place");
+    scene.prove(&addresses[10], ACCEPTED, "the eleventh, after one has left");
+    assert_eq!(link.opened_to(addresses[10].parse().unwrap()), 1);
+    scene.prove(&addresses[2], "deleted", "the one that has left");
+}
+
+#[test]
+fn a_removed_list_entry_cuts_the_open_connection_at_both_ends_without_a_word() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "removed", "10.0.34.0/24");
+    scene.attach("att-removed", &json!({"consumerAcceptLists": scene.on_list(10), "reconcileConnections": true}));
+    let address = scene.consumer.endpoint("e", "att-removed", None);
+    let endpoint = address.parse::<std::net::IpAddr>().unwrap();
+    let at_vm = journey.cloud.watch_vm(scene.network(), &scene.vm.workload);
+    let link = journey.cloud.watch_link(journey.producer, scene.network());
+    // One connection streams, one rests.
+    let mut streams = scene.vm.connect(&address, &scene.token);
+    let mut rests = scene.vm.connect(&address, &scene.token);
+    assert_eq!((streams.hear().as_str(), rests.hear().as_str()), ("open", "open"));
+    assert!(rests.ask("/headers").starts_with("HTTP/1.1 200"));
+    assert!(streams.ask("/stream?ms=700").starts_with("HTTP/1.1 200"), "the answer has begun");
+    assert!(at_vm.count(|h| h.src == endpoint && h.payload_bytes > 0) >= 2, "bytes flow on both");
+
+    journey.change("att-removed", &json!({"consumerAcceptLists": [{"projectIdOrNum": CONSUMER, "connectionLimit": 10}]}));
+    let (before, arrived) = (at_vm.seen().len(), link.seen().len());
+    assert_eq!(scene.consumer.status("e", "att-removed"), PENDING);
+    rests.say("/headers");
+    let heard = rests.hear_within(THREE_SECONDS);
+    assert_eq!(heard, None, "no answer and no end: {:#?}", at_vm.seen().split_off(before.saturating_sub(8)));
+    assert_eq!(streams.hear_within(Duration::from_millis(1)), None);
+    let after = at_vm.seen().split_off(before);
+    let tries = after.iter().filter(|h| h.dst == endpoint && h.payload_bytes > 0).count();
+    assert!(tries >= 2, "the VM tried {tries} times");
+    let heard: Vec<_> = after.iter().filter(|h| h.dst == scene.vm.address && h.protocol != 17).collect();
+    assert!(heard.is_empty(), "nothing reaches the VM, neither byte nor RST nor ICMP: {heard:?}");
+    let passed = link.seen().split_off(arrived);
+    let passed: Vec<_> = passed.iter().filter(|h| h.dst == endpoint).collect();
+    assert!(passed.is_empty(), "nothing reaches the producer: {passed:?}");
+
+    journey.change("att-removed", &json!({"consumerAcceptLists": scene.on_list(10)}));
+    assert_eq!(scene.consumer.status("e", "att-removed"), ACCEPTED);
+    scene.prove(&address, ACCEPTED, "on the list again");
+}
+
+/// Source: Private Service Connect, connection states and `reconcileConnections`; and, where it is silent, the decision
+/// record on transitions.
+#[test]
+fn every_transition_shows_at_both_ends_and_in_packets() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "moving", "10.0.35.0/24");
+    let none = || json!([]);
+    let on = || scene.on_list(10);
+    let rejected = || json!([scene.consumer.project]);
+    let other = || json!([{"projectIdOrNum": CONSUMER, "connectionLimit": 1}]);
+    let (automatic, manual) = ("ACCEPT_AUTOMATIC", "ACCEPT_MANUAL");
+    type Row = (&'static str, Value, &'static str, bool, Value, &'static str);
+    let rows: Vec<Row> = vec![
+        ("accept entry added", json!({}), PENDING, false, json!({"consumerAcceptLists": on()}), ACCEPTED),
+        ("accept entry removed", json!({"consumerAcceptLists": on()}), ACCEPTED, false, json!({"consumerAcceptLists": other()}), ACCEPTED),
+        ("accept entry removed", json!({"consumerAcceptLists": on()}), ACCEPTED, true, json!({"consumerAcceptLists": other()}), PENDING),
+        ("accept entry replaced by a reject entry", json!({"consumerAcceptLists": on()}), ACCEPTED, true, json!({"consumerAcceptLists": none(), "consumerRejectLists": rejected()}), REJECTED),
+        ("reject entry added while it waits", json!({}), PENDING, false, json!({"consumerRejectLists": rejected()}), REJECTED),
+        ("reject entry added", json!({"consumerAcceptLists": on()}), ACCEPTED, false, json!({"consumerRejectLists": rejected()}), ACCEPTED),
+        ("reject entry added", json!({"consumerAcceptLists": on()}), ACCEPTED, true, json!({"consumerRejectLists": rejected()}), REJECTED),
+        ("reject entry removed", json!({"consumerRejectLists": rejected()}), REJECTED, false, json!({"consumerRejectLists": none()}), REJECTED),
+        ("reject entry removed", json!({"consumerRejectLists": rejected()}), REJECTED, true, json!({"consumerRejectLists": none()}), PENDING),
+        ("reject entry becomes accept entry", json!({"consumerRejectLists": rejected()}), REJECTED, true, json!({"consumerRejectLists": none(), "consumerAcceptLists": on()}), ACCEPTED),
+        ("both lists", json!({"consumerAcceptLists": on(), "consumerRejectLists": rejected()}), REJECTED, false, json!({"description": "still on both"}), REJECTED),
+        ("automatic, reject entry added", json!({"connectionPreference": automatic}), ACCEPTED, false, json!({"consumerRejectLists": rejected()}), ACCEPTED),
+        ("automatic, reject entry added", json!({"connectionPreference": automatic}), ACCEPTED, true, json!({"consumerRejectLists": rejected()}), REJECTED),
+        ("automatic, reject entry removed", json!({"connectionPreference": automatic, "consumerRejectLists": rejected()}), REJECTED, true, json!({"consumerRejectLists": none()}), ACCEPTED),
+        ("manual to automatic", json!({}), PENDING, false, json!({"connectionPreference": automatic}), ACCEPTED),
+        ("automatic to manual", json!({"connectionPreference": automatic}), ACCEPTED, false, json!({"connectionPreference": manual}), ACCEPTED),
+        ("automatic to manual", json!({"connectionPreference": automatic}), ACCEPTED, true, json!({"connectionPreference": manual}), PENDING),
+        ("reconciliation switched on", json!({"consumerAcceptLists": on()}), ACCEPTED, false, json!({"consumerAcceptLists": other(), "reconcileConnections": true}), PENDING),
+    ];
+    for (what, before, first, reconcile, change, then) in rows {
+        let what = format!("{what}, reconcile {reconcile}");
+        let mut fields = before;
+        fields["reconcileConnections"] = json!(reconcile);
+        scene.attach("att-moving", &fields);
+        let address = scene.consumer.endpoint("e", "att-moving", None);
+        assert_eq!(scene.consumer.status("e", "att-moving"), first, "{what}: before");
+        if first == ACCEPTED {
+            scene.prove(&address, first, &what);
+        }
+        journey.change("att-moving", &change);
+        assert_eq!(scene.consumer.status("e", "att-moving"), then, "{what}: after");
+        scene.prove(&address, then, &what);
+        scene.consumer.delete_endpoint("e");
+        delete_attachment(&journey, "att-moving");
+    }
+}
+
+#[test]
+fn a_deleted_attachment_closes_its_connections_and_a_new_one_of_its_name_does_not_open_them() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "closed", "10.0.36.0/24");
+    scene.attach("att-closed", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    let address = scene.consumer.endpoint("e", "att-closed", None);
+    scene.prove(&address, ACCEPTED, "before");
+    delete_attachment(&journey, "att-closed");
+    assert_eq!(scene.consumer.rule("e")["pscConnectionStatus"], "CLOSED");
+    scene.prove(&address, "CLOSED", "deleted");
+    scene.attach("att-closed", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    assert_eq!(scene.consumer.rule("e")["pscConnectionStatus"], "CLOSED");
+    assert!(journey.attachment("att-closed")["connectedEndpoints"].is_null());
+    scene.prove(&address, "CLOSED", "made anew");
+    scene.consumer.delete_endpoint("e");
+    let address = scene.consumer.endpoint("e", "att-closed", None);
+    assert_eq!(scene.consumer.status("e", "att-closed"), ACCEPTED);
+    scene.prove(&address, ACCEPTED, "a new endpoint");
+}
+
+#[test]
+fn a_nat_subnet_of_eight_addresses_serves_four_endpoints_and_the_fifth_needs_attention() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "narrow", "10.0.37.0/29");
+    scene.attach("att-narrow", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    let addresses: Vec<String> = (1..=5).map(|n| scene.consumer.endpoint(&format!("e{n}"), "att-narrow", None)).collect();
+    let statuses: Vec<String> = (1..=5).map(|n| scene.consumer.status(&format!("e{n}"), "att-narrow")).collect();
+    assert_eq!(statuses, [ACCEPTED, ACCEPTED, ACCEPTED, ACCEPTED, "NEEDS_ATTENTION"]);
+    let balancer = journey.cloud.watch_balancer(journey.producer);
+    for (address, status) in addresses.iter().zip(&statuses) {
+        scene.prove(address, status, "four have an address");
+    }
+    let mut sources: Vec<String> =
+        balancer.opened().iter().filter(|h| in_range(h.src, [10, 0, 37])).map(|h| h.src.to_string()).collect();
+    sources.sort();
+    assert_eq!(sources, ["10.0.37.2", "10.0.37.3", "10.0.37.4", "10.0.37.5"], "one address each, lowest first");
+    // Another subnet helps at once.
+    let purpose = Some("PRIVATE_SERVICE_CONNECT");
+    journey::create_subnet(&journey.client(), PRODUCER, "producer-vpc", "nat-more", "10.0.38.0/29", purpose).unwrap();
+    let subnets = json!([subnet_link(PRODUCER, &scene.nat), subnet_link(PRODUCER, "nat-more")]);
+    journey.change("att-narrow", &json!({"natSubnets": subnets}));
+    assert_eq!(scene.consumer.status("e5", "att-narrow"), ACCEPTED);
+    scene.prove(&addresses[4], ACCEPTED, "from the second subnet");
+}
+
+fn delete_attachment(journey: &Journey, name: &str) {
+    journey.cloud.compute("DELETE", &acceptance::journey::regional(PRODUCER, &format!("serviceAttachments/{name}")), json!({}));
+}
+
+fn in_range(address: std::net::IpAddr, first: [u8; 3]) -> bool {
+    matches!(address, std::net::IpAddr::V4(v4) if v4.octets()[..3] == first)
+}
