@@ -64,6 +64,8 @@ pub struct Driver {
     cells: Mirror<CellId, CellPlan>,
     generations: BTreeMap<CellId, Generation>,
     observed: BTreeMap<CellId, (Generation, Option<String>)>,
+    /// NAT addresses that have been cut off, with the generation that drops their packets.
+    cut: Vec<(CellId, Generation, ToProxy)>,
     edge: Mirror<EdgeKey, EdgeItem>,
     keys: Option<EdgeItem>,
     guests: Mirror<GuestKey, GuestItem>,
@@ -88,6 +90,7 @@ impl Driver {
             cells: Mirror::new(),
             generations: BTreeMap::new(),
             observed: BTreeMap::new(),
+            cut: Vec::new(),
             edge: Mirror::new(),
             keys: None,
             guests: Mirror::new(),
@@ -141,6 +144,7 @@ impl Driver {
                 if let Some(fault) = &fault {
                     eprintln!("control: {cell}: {fault}");
                 }
+                self.close_cut_clients(&cell, generation);
                 self.observed.insert(cell, (generation, fault));
                 false
             }
@@ -263,7 +267,7 @@ impl Driver {
             }
         }
         want.extend(self.serving.cells(world));
-        self.close_cut_clients(&want);
+        let cut = self.newly_cut(&want);
         let mut sent = BTreeMap::new();
         if !self.host.is_up() {
             // Sent when it is back; until then whoever asked for these waits.
@@ -288,6 +292,7 @@ impl Driver {
             sent.insert(cell.clone(), self.generations[&cell]);
             self.host.send(message);
         }
+        self.cut.extend(cut.into_iter().map(|(cell, close)| (cell.clone(), self.generations[&cell], close)));
         sent
     }
 
@@ -299,17 +304,26 @@ impl Driver {
         *last
     }
 
-    /// A NAT address that has just been cut off may still have connections open at the proxy.
-    fn close_cut_clients(&self, want: &BTreeMap<CellId, CellPlan>) {
+    /// NAT addresses that these plans cut off and the last ones did not; of a cell that has to be told everything, all.
+    fn newly_cut(&self, want: &BTreeMap<CellId, CellPlan>) -> Vec<(CellId, ToProxy)> {
+        let mut cut = Vec::new();
         for (cell, plan) in want {
             let (CellId::Vpc(network), CellPlan::Vpc(plan)) = (cell, plan) else { continue };
-            let before = match self.cells.get(cell) {
-                Some(CellPlan::Vpc(before)) => &before.cut,
-                _ => continue,
-            };
-            for peer in plan.cut.difference(before) {
-                self.proxy.send(ToProxy::CloseClients { network: *network, peer: *peer });
+            let before = self.cells.get(cell);
+            for peer in &plan.cut {
+                if !matches!(before, Some(CellPlan::Vpc(before)) if before.cut.contains(peer)) {
+                    cut.push((cell.clone(), ToProxy::CloseClients { network: *network, peer: *peer }));
+                }
             }
+        }
+        cut
+    }
+
+    /// Connections of an address that was cut off may still be open at the proxy. It closes them once their packets are
+    /// dropped, or the consumer would hear their end.
+    fn close_cut_clients(&mut self, cell: &CellId, now_at: Generation) {
+        for (_, _, close) in self.cut.extract_if(.., |(of, since, _)| of == cell && *since <= now_at) {
+            self.proxy.send(close);
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
     net::SocketAddrV4,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    sync::mpsc::{self, Receiver, SyncSender, sync_channel},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::{Duration, Instant},
 };
@@ -45,6 +45,8 @@ const HEARD_MAX: usize = 1_024;
 const FLOWS_KEPT_MAX: usize = 1_024;
 /// A control that takes no frame for this long is treated as gone.
 const TAKE_MAX: Duration = Duration::from_secs(5);
+/// Nothing more is to be done right now when nothing was heard for this long.
+const QUIET: Duration = Duration::from_millis(3);
 /// Killed sandboxes are gone after milliseconds; the kernel may be slow to free what they held.
 const TAKE_DOWN_MAX: Duration = Duration::from_secs(15);
 
@@ -189,6 +191,8 @@ pub struct Agent<S> {
     sent: BTreeSet<CellId>,
     vpcs: BTreeMap<NetworkId, Vpc>,
     fabric_serves: bool,
+    /// Sandboxes to keep ready, once there is a quiet moment.
+    parking: Option<BTreeSet<u32>>,
     workloads: BTreeMap<WorkloadId, Workload>,
     waiting: VecDeque<FromHost>,
 }
@@ -206,7 +210,7 @@ impl<S: Sandboxes> Agent<S> {
         let mut hands = Hands::open(run_dir).map_err(kernel)?;
         hands.found_fabric().map_err(kernel)?;
         let adopted = sandboxes.adopt().map_err(|source| AgentError::Sandboxes { source })?;
-        let facts = facts::gather(&mut hands, sandboxes.facts());
+        let facts = sandboxes.facts().into_iter().collect();
         let (tell, heard) = sync_channel(HEARD_MAX);
         let (flows, said) = sync_channel(HEARD_MAX);
         let path = run_dir.join("host.sock");
@@ -229,6 +233,7 @@ impl<S: Sandboxes> Agent<S> {
             sent: BTreeSet::new(),
             vpcs: BTreeMap::new(),
             fabric_serves: false,
+            parking: None,
             workloads: adopted.into_iter().map(|(id, incarnation)| (id, Workload::adopted(incarnation))).collect(),
             waiting: VecDeque::new(),
         })
@@ -236,18 +241,30 @@ impl<S: Sandboxes> Agent<S> {
 
     /// Obeys until every listener is gone, which is never.
     pub fn run(&mut self) {
-        while let Ok(heard) = self.heard.recv() {
+        loop {
+            let heard = match self.parking {
+                None => self.heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(_) => self.heard.recv_timeout(QUIET),
+            };
             match heard {
-                Heard::Connected(stream) => self.meet(stream),
-                Heard::Frame(connection, frame) if connection == self.connection => self.obey(*frame),
-                // What an earlier control still had to say is overtaken by everything its successor sends.
-                Heard::Frame(..) => {}
-                Heard::Sandbox(event) => self.workload_event(event),
-                Heard::Flows(said) => self.report_later(match said {
-                    Said::Flows(records) => FromHost::Flows(records),
-                    Said::Gap(gap) => FromHost::Gap(gap),
-                }),
+                Err(RecvTimeoutError::Timeout) => self.park(),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(heard) => self.hear(heard),
             }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Connected(stream) => self.meet(stream),
+            Heard::Frame(connection, frame) if connection == self.connection => self.obey(*frame),
+            // What an earlier control still had to say is overtaken by everything its successor sends.
+            Heard::Frame(..) => {}
+            Heard::Sandbox(event) => self.workload_event(event),
+            Heard::Flows(said) => self.report_later(match said {
+                Said::Flows(records) => FromHost::Flows(records),
+                Said::Gap(gap) => FromHost::Gap(gap),
+            }),
         }
     }
 
@@ -450,7 +467,18 @@ impl<S: Sandboxes> Agent<S> {
             self.serve_metadata(Realm::Fabric)?;
             self.fabric_serves = true;
         }
-        Ok(self.sandboxes.keep_parked(&plan.parked)?)
+        self.parking = Some(plan.parked.clone());
+        Ok(())
+    }
+
+    /// Parks what the fabric's plan wants parked. Not at once: the plan that claims a parked sandbox no longer lists it,
+    /// and the claim itself comes right behind.
+    fn park(&mut self) {
+        if let Some(wanted) = self.parking.take()
+            && let Err(error) = self.sandboxes.keep_parked(&wanted)
+        {
+            eprintln!("host: cannot keep sandboxes ready: {}", chain(&error));
+        }
     }
 }
 

@@ -39,10 +39,16 @@ pub trait Sandboxes {
     fn facts(&self) -> Vec<(String, String)>;
 }
 
+/// A sandbox kept ready. Making one takes milliseconds, mostly of waiting for the kernel, so a thread of its own does it.
+enum Slot {
+    Ready(Parked),
+    Coming(mpsc::Receiver<Result<Parked, sandbox::Error>>),
+}
+
 /// Sandboxes with a shim each.
 pub struct Launched {
     launcher: Launcher,
-    parked: BTreeMap<u32, Parked>,
+    parked: BTreeMap<u32, Slot>,
     running: BTreeMap<WorkloadId, Running>,
 }
 
@@ -56,26 +62,43 @@ impl Launched {
 
 impl Sandboxes for Launched {
     fn prepare(&mut self, uid_base: u32) -> Result<OwnedFd, SandboxError> {
-        if !self.parked.contains_key(&uid_base) {
-            self.parked.insert(uid_base, self.launcher.park(uid_base)?);
-        }
-        let parked = &self.parked[&uid_base];
-        parked.netns().try_clone_to_owned().map_err(|source| SandboxError::Namespace { source })
+        let parked = match self.parked.remove(&uid_base) {
+            Some(Slot::Ready(parked)) => parked,
+            // A maker that died without an answer has made nothing.
+            Some(Slot::Coming(made)) => match made.recv() {
+                Ok(made) => made?,
+                Err(mpsc::RecvError) => self.launcher.park(uid_base)?,
+            },
+            None => self.launcher.park(uid_base)?,
+        };
+        let netns = parked.netns().try_clone_to_owned().map_err(|source| SandboxError::Namespace { source })?;
+        self.parked.insert(uid_base, Slot::Ready(parked));
+        Ok(netns)
     }
 
     fn launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) -> Result<(), SandboxError> {
         let uid_base = plan.uid_base;
-        let parked = self.parked.remove(&uid_base).ok_or(SandboxError::Unprepared { uid_base })?;
+        let Some(Slot::Ready(parked)) = self.parked.remove(&uid_base) else {
+            return Err(SandboxError::Unprepared { uid_base });
+        };
         self.running.insert(id.clone(), parked.launch(id, plan)?);
         Ok(())
     }
 
     fn keep_parked(&mut self, uid_bases: &BTreeSet<u32>) -> Result<(), SandboxError> {
-        self.parked.retain(|uid_base, _| uid_bases.contains(uid_base));
+        let unwanted: Vec<u32> = self.parked.keys().filter(|u| !uid_bases.contains(u)).copied().collect();
+        let unwanted: Vec<Slot> = unwanted.iter().filter_map(|u| self.parked.remove(u)).collect();
+        if !unwanted.is_empty() {
+            // Unmaking waits for the kernel, too.
+            std::thread::spawn(move || drop(unwanted));
+        }
         let used: BTreeSet<u32> = self.running.values().map(Running::uid_base).collect();
-        for uid_base in uid_bases.difference(&used) {
-            if !self.parked.contains_key(uid_base) {
-                self.parked.insert(*uid_base, self.launcher.park(*uid_base)?);
+        for uid_base in uid_bases.difference(&used).copied() {
+            if !self.parked.contains_key(&uid_base) {
+                let (tell, made) = mpsc::channel();
+                let launcher = self.launcher.clone();
+                std::thread::spawn(move || tell.send(launcher.park(uid_base)));
+                self.parked.insert(uid_base, Slot::Coming(made));
             }
         }
         Ok(())

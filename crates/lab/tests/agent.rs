@@ -185,7 +185,6 @@ fn control_hears_what_the_kernel_equals_and_an_older_plan_is_refused() {
     let mut control = Control::connect(lab.run_dir());
     let FromHost::Hello { facts } = control.hears() else { panic!("the first word is Hello") };
     assert_eq!(facts["memory limits"], "plain");
-    assert!(facts["packets"].ends_with("work"), "{}", facts["packets"]);
 
     control.vpc(5, &plan::vpc(&[]));
     assert_eq!(control.observed(), (CellId::Vpc(NET), 5, None));

@@ -308,3 +308,12 @@ fn a_container_reaches_the_metadata_address_and_nobody_else() {
     until("the forged packet was sent", || cable.headers().iter().any(|h| h.src_port == 9));
     assert!(cable.headers().iter().all(|h| h.dst_port != 9));
 }
+
+#[test]
+fn the_doctor_tries_everything_a_router_needs_and_leaves_nothing_of_the_trial() {
+    let mut lab = Lab::new();
+    let facts = host::facts::gather(lab.hands(), Vec::new());
+    assert!(facts["packets"].ends_with("work"), "{}", facts["packets"]);
+    let pins = lab.hands().pins().names().unwrap();
+    assert!(pins.iter().all(|name| !name.starts_with("vpc-")), "{pins:?}");
+}

@@ -94,8 +94,11 @@ pub fn status(args: &CloudArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn doctor(args: &CloudArgs) -> Outcome {
-    roles::doctor(&args.cloud)
+pub fn doctor() -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return Err("the doctor tries what a cloud would do, which takes root: sudo tombolo doctor".into());
+    }
+    roles::doctor()
 }
 
 pub fn env(args: &CloudArgs) -> Outcome {

@@ -31,7 +31,7 @@ enum Command {
     /// What runs in a cloud
     Status(commands::CloudArgs),
     /// What this machine can and cannot enforce, and what to do about it
-    Doctor(commands::CloudArgs),
+    Doctor,
     /// The environment that points gcloud, curl and client libraries at a cloud: eval "$(tombolo env)"
     Env(commands::CloudArgs),
     /// Run a command, or a shell, in a VM
@@ -81,7 +81,7 @@ fn run(command: Command) -> Outcome {
         Command::Up(args) => up::run(args),
         Command::Down(args) => commands::down(&args),
         Command::Status(args) => commands::status(&args),
-        Command::Doctor(args) => commands::doctor(&args),
+        Command::Doctor => commands::doctor(),
         Command::Env(args) => commands::env(&args),
         Command::Ssh(args) => commands::ssh(&args),
         Command::Load(args) => commands::load(&args),

@@ -196,9 +196,21 @@ fn image_record(name: String, image: sandbox::image::ImageConfig) -> ImageRecord
     }
 }
 
-pub fn doctor(cloud: &CloudName) -> Outcome {
-    let dirs = Dirs::of(cloud);
-    for (what, fact) in host::agent::facts(&host_config(cloud, &dirs))? {
+/// What this machine can enforce: tried in a cloud of its own that is gone afterwards.
+pub fn doctor() -> Outcome {
+    let name: CloudName = "doctor".parse()?;
+    let dirs = Dirs::of(&name);
+    dirs.create()?;
+    let found = host::agent::facts(&host_config(&name, &dirs));
+    crate::up::take_down(&name, &dirs, true)?;
+    let mut facts = found?;
+    facts.insert("egress".to_owned(), "VMs and containers have no way out to the internet: they are told so at once".to_owned());
+    for (what, program) in [("curl", "curl"), ("gcloud", "gcloud")] {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join(program).exists());
+        let fact = if found { "installed" } else { "not installed; not needed, but good to have beside a cloud" };
+        facts.insert(what.to_owned(), fact.to_owned());
+    }
+    for (what, fact) in facts {
         println!("{what:<22} {fact}");
     }
     Ok(ExitCode::SUCCESS)
