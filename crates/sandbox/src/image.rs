@@ -16,7 +16,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixStream},
+        unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -137,6 +137,7 @@ fn unpack(loader: &Loader, path: &Path, staging: &Path) -> Result<ImageConfig, I
     let (ours, theirs) = UnixStream::pair().map_err(unpacker)?;
     let program = loader.image_argv.first().cloned().unwrap_or_default();
     let mut child = Command::new(program)
+        .arg0("tombolo-image")
         .args(loader.image_argv.get(1..).unwrap_or_default())
         .env_clear()
         .current_dir("/")

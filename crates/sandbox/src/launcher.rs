@@ -6,7 +6,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixStream},
+        unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -83,6 +83,7 @@ impl Launcher {
         let (ours, theirs) = UnixStream::pair().map_err(|source| Error::Talk { name: name.clone(), source })?;
         let program = self.config.shim_argv.first().cloned().unwrap_or_default();
         let child = Command::new(&program)
+            .arg0("tombolo-shim")
             .args(&self.config.shim_argv[1..])
             .args([&self.config.cloud, &uid_base.to_string()])
             .env_clear()

@@ -6,6 +6,7 @@ mod hops;
 use std::{
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -220,7 +221,7 @@ impl Throwaway {
         let name: CloudName = format!("demo{}", std::process::id() % 10_000).parse()?;
         let dirs = Dirs::of(&name);
         let mut command = Command::new("/proc/self/exe");
-        command.args(["up", "--ephemeral", "--leash", "--cloud", name.as_str()]);
+        command.arg0("tombolo").args(["up", "--ephemeral", "--leash", "--cloud", name.as_str()]);
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(process.stdout.take().ok_or("no standard output")?).lines();
         let ready = lines.next().transpose()?.unwrap_or_default();
