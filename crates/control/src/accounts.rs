@@ -90,8 +90,8 @@ fn absent(name: &str) -> Fault {
     Fault::new(Code::NotFound, "notFound", format!("Service account {name} does not exist."))
 }
 
-/// [`reach`] for a change: the platform's agents are not the users' to change.
-fn own<'w>(
+/// [`reach`] for a change or for acting as the account: the platform's agents are not the users'.
+pub(crate) fn own<'w>(
     control: &Control,
     world: &'w World,
     caller: &Caller,

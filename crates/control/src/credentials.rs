@@ -145,10 +145,10 @@ fn impersonate(
             Fault::invalid(format!("Invalid delegate '{delegate}': it must be projects/-/serviceAccounts/ACCOUNT."))
         })?;
         let hop = AccountName { project: "-", account: name };
-        let hop = usable(accounts::reach(control, world, &actor, hop, "iam.serviceAccounts.implicitDelegation")?)?;
+        let hop = usable(accounts::own(control, world, &actor, hop, "iam.serviceAccounts.implicitDelegation")?)?;
         actor = Caller { principal: tokens::principal(hop), scopes: Vec::new() };
     }
-    usable(accounts::reach(control, world, &actor, target, permission)?).cloned()
+    usable(accounts::own(control, world, &actor, target, permission)?).cloned()
 }
 
 fn usable(account: &ServiceAccount) -> Result<&ServiceAccount, Fault> {

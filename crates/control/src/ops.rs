@@ -330,7 +330,8 @@ impl Control {
     /// Source: Compute, SERVICE_ACCOUNT_ACCESS_DENIED; the same for an account that does not exist.
     pub fn authorize_acting(&self, world: &World, caller: &Caller, emails: &[&str]) -> Result<(), Fault> {
         for email in emails {
-            let known = world.accounts.get(*email);
+            // The platform's agents act for it alone.
+            let known = world.accounts.get(*email).filter(|account| !account.agent);
             let allowed = known.is_some_and(|account| {
                 let resource = format!("projects/{}/serviceAccounts/{email}", account.project);
                 self.authorize(world, caller, &[Need::on("iam.serviceAccounts.actAs", resource)]).is_ok()

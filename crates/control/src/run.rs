@@ -290,7 +290,7 @@ impl Client<'_> {
                 "Permission 'iam.serviceaccounts.actAs' denied on service account {email} (or it may not exist)."
             ))
         };
-        let account = world.accounts.get(email).filter(|a| !a.disabled).ok_or_else(denied)?;
+        let account = world.accounts.get(email).filter(|a| !a.disabled && !a.agent).ok_or_else(denied)?;
         let resource = accounts::resource_name(account);
         let need = Need::on("iam.serviceAccounts.actAs", &resource);
         self.control.authorize(world, self.caller, &[need]).map_err(|_| denied())?;

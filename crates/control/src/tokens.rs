@@ -250,6 +250,10 @@ impl Mint {
             return self.authenticate_assertion(world, token, service, now);
         }
         let claims = self.verify_access(world, token, now)?;
+        // To a caller, no scopes means all of them; a token without scopes reaches nothing.
+        if claims.scopes.is_empty() {
+            return Err(Refused::Unknown);
+        }
         Ok(Caller { principal: claims.principal, scopes: claims.scopes })
     }
 
@@ -353,6 +357,10 @@ impl Mint {
             },
             id_token: matches!(want, Want::IdToken { .. }),
         };
+        // A VM that was given no scopes, or is asked for others than it has.
+        if key.what.is_empty() {
+            return Err(MintRefusal::NoAccount);
+        }
         if let Some(minted) = self.cached(&key, now) {
             return Ok(minted);
         }

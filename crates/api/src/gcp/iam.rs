@@ -146,7 +146,9 @@ impl Iam {
                 accounts::set_disabled(control, caller, name, verb == "disable")?;
                 Ok(Reply::json(json!({})))
             }
-            (&Method::POST | &Method::GET, Some(verb @ ("getIamPolicy" | "setIamPolicy" | "testIamPermissions"))) => {
+            // With GET a policy is only read: whatever a GET does, read-only scopes allow.
+            (&Method::GET, Some(verb @ "getIamPolicy"))
+            | (&Method::POST, Some(verb @ ("getIamPolicy" | "setIamPolicy" | "testIamPermissions"))) => {
                 self.policy(call, caller, name, verb)
             }
             _ => Err(error::unknown_method()),

@@ -1,6 +1,10 @@
 //! VM instances.
 
 use http::Method;
+use model::{
+    planned::guest::{MintRefusal, Realm, Seat, Want},
+    vm,
+};
 use serde_json::{Value, json};
 
 use crate::cloud::{Cloud, R, shown};
@@ -148,4 +152,23 @@ fn tags_and_metadata_change_under_their_own_fingerprints() {
     let labels = json!({"labels": {"a": "b"}, "labelFingerprint": vm["labelFingerprint"]});
     cloud.done(Method::POST, &format!("{path}/setLabels"), labels);
     assert_eq!(cloud.get(&path)["labels"], json!({"a": "b"}));
+}
+
+#[test]
+fn a_vm_without_scopes_gets_no_token_rather_than_one_for_everything() {
+    let cloud = Cloud::new();
+    cloud.consumer("consumer-1");
+    let token = |name: &str, scopes: Value| {
+        cloud.make(&instances(), body(name, json!({"serviceAccounts": [{"email": "default", "scopes": scopes}]})));
+        let world = cloud.control.read();
+        let vm = world.all::<vm::Instance>().find(|vm| vm.link.name == name).unwrap();
+        let realm = Realm::Vpc(world.network_id(&vm.spec.network).unwrap());
+        let seat = Seat { realm, address: vm.spec.address };
+        cloud.api.mint.for_seat(&world, seat, &Want::AccessToken { scopes: vec![] }, cloud.now())
+    };
+    assert_eq!(token("none", json!([])), Err(MintRefusal::NoAccount));
+    let minted = token("some", json!(["https://www.googleapis.com/auth/compute.readonly"])).unwrap();
+    let call = |method, path| cloud.call_as(Some(&minted.token), method, path, &json!({"name": "x"})).0;
+    assert_eq!(call(Method::GET, "consumer-1/global/networks"), 200);
+    assert_eq!(call(Method::POST, "consumer-1/global/networks"), 403);
 }

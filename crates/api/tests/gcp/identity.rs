@@ -330,3 +330,42 @@ async fn roles_and_published_keys_can_be_read() {
     let kid = jwks["keys"][0]["kid"].as_str().unwrap();
     assert!(pems[kid].as_str().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
 }
+
+#[tokio::test]
+async fn a_read_only_token_changes_no_policy_with_any_method() {
+    let scene = with_bot().await;
+    let reading = json!({"scope": ["https://www.googleapis.com/auth/cloud-platform.read-only"]});
+    let grant = json!({"policy": {"bindings": [
+        {"role": "roles/iam.serviceAccountTokenCreator", "members": ["user:admin@tombolo.local"]}]}});
+    let set = format!("{IAM}/{BOT}:setIamPolicy");
+    scene.post(&set, grant.clone()).await.ok();
+    let owner = json!({"policy": {"bindings": [
+        {"role": "roles/owner", "members": [format!("serviceAccount:{BOT}")]}]}});
+    scene.post(&format!("{PROJECT}:setIamPolicy"), owner).await.ok();
+    let minted = scene.post(&format!("{CREDENTIALS}/{BOT}:generateAccessToken"), reading).await.ok();
+    let token = minted["accessToken"].as_str();
+    let read = scene.call(Method::GET, &format!("{IAM}/{BOT}:getIamPolicy"), token, None, "").await;
+    let before = read.ok();
+    for method in [Method::GET, Method::POST, Method::PUT] {
+        let emptied = json!({"policy": {"bindings": []}}).to_string();
+        let got = scene.call(method.clone(), &set, token, None, &emptied).await;
+        assert!(got.status >= 400, "{method}: {got:?}");
+    }
+    assert_eq!(scene.get(&format!("{IAM}/{BOT}:getIamPolicy")).await.ok(), before);
+}
+
+#[tokio::test]
+async fn nobody_acts_as_an_agent_of_the_platform() {
+    let scene = Scene::with_project().await;
+    let agent = format!("service-{}@serverless-robot-prod.iam.gserviceaccount.com", scene.number("producer-1"));
+    let mut policy = scene.post(&format!("{PROJECT}:getIamPolicy"), json!({})).await.ok();
+    policy["bindings"].as_array_mut().unwrap().push(json!({
+        "role": "roles/iam.serviceAccountTokenCreator", "members": ["user:admin@tombolo.local"],
+    }));
+    scene.post(&format!("{PROJECT}:setIamPolicy"), json!({"policy": policy})).await.ok();
+    let ask = json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"]});
+    let got = scene.post(&format!("{CREDENTIALS}/{agent}:generateAccessToken"), ask.clone()).await;
+    got.refused(403);
+    let default = format!("{}-compute@developer.gserviceaccount.com", scene.number("producer-1"));
+    scene.post(&format!("{CREDENTIALS}/{default}:generateAccessToken"), ask).await.ok();
+}

@@ -129,7 +129,7 @@ impl fmt::Debug for Minted {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MintRefusal {
-    /// The seat is empty or has no account.
+    /// The seat is empty or has no account, or none of the scopes that are asked for.
     NoAccount,
     /// The account is disabled or deleted.
     Unusable,
