@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tombolo", &["api", "control", "guest", "host", "identity", "ipc", "logs", "model", "proxy", "sandbox", "store"]),
     ("lab", &["host", "ipc", "model", "sandbox"]),
     ("acceptance", &["identity", "model"]),
+    ("bench", &["host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo"]),
     ("xtask", &[]),
 ];
 
@@ -80,7 +81,7 @@ fn sources() -> Vec<(PathBuf, String)> {
         }
     }
     let mut out = Vec::new();
-    for dir in ["crates", "acceptance", "xtask", "images"] {
+    for dir in ["crates", "acceptance", "bench", "xtask", "images"] {
         walk(&root().join(dir), &mut out);
     }
     out.sort();

@@ -1,52 +1,49 @@
-//! What the network costs, as ratios within one run: attaching a VM where N are attached already, adding an endpoint
-//! where N exist, and a round trip through an endpoint against a bare cable. Run as root, on an idle machine:
-//! `cargo run --release -p lab --example bench_net`.
+//! What the network costs: attaching a VM where many are attached, a round trip through an endpoint against a bare cable,
+//! adding an endpoint where many exist. Made by the host's own code, in a laboratory's namespaces.
 
 use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
+    sync::mpsc::sync_channel,
     thread,
     time::{Duration, Instant},
 };
 
 use host::{
     names::{self, IfName},
-    net::{cable, kernel::Space},
+    net::{cable, flow, kernel::Space},
     netlink::route::{self, End},
     netns::{Netns, Pins},
 };
 use lab::{Lab, plan};
 use model::{
     id::{NetworkId, WorkloadId},
-    planned::host::{Attach, PublishedEndpoint},
+    planned::host::{Attach, PublishedEndpoint, VpcPlan},
+};
+
+use crate::{
+    Outcome, Tools, ms,
+    report::{Aim, Row, Spread},
+    us,
 };
 
 const SHOP: NetworkId = NetworkId(1);
 const BANK: NetworkId = NetworkId(2);
 const VIP: &str = "10.0.1.2:80";
+/// Attaches, each time as many as are then measured.
 const SAMPLES: u32 = 50;
-const ROUNDS: usize = 7;
-const TRIPS: u32 = 5_000;
+/// Round trips: rounds in which both take turns, and trips in each.
+const ROUNDS: usize = 15;
+const TRIPS: u32 = 2_000;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    attach()?;
-    endpoints()?;
-    round_trips()?;
-    Ok(())
-}
-
-fn median(mut samples: Vec<Duration>) -> Duration {
-    samples.sort_unstable();
-    samples[samples.len() / 2]
-}
-
-fn attach() -> Result<(), Box<dyn std::error::Error>> {
+/// One VM more: its namespace, its cable, its port at the router.
+pub fn attach(_: &Tools) -> Outcome<Vec<Row>> {
     let mut lab = Lab::new();
     lab.hands().apply_vpc(SHOP, &plan::vpc(&[]))?;
     let pins = Pins::under(&lab.run_dir().join("vms"))?;
     let mut attached = 0;
-    let mut base = None;
-    for existing in [0, 100, 500] {
+    let mut measured = Vec::new();
+    for existing in [0, 1_000] {
         let mut samples = Vec::new();
         while attached < existing + SAMPLES {
             let name = format!("vm-{attached}");
@@ -57,18 +54,18 @@ fn attach() -> Result<(), Box<dyn std::error::Error>> {
             let attach = Attach::Vpc { network: SHOP, address, gateway, mtu: 1_460 };
             lab.hands().wire(&WorkloadId(name), &attach, netns)?;
             if attached >= existing {
-                samples.push(start.elapsed());
+                samples.push(ms(start.elapsed()));
             }
             attached += 1;
         }
-        let median = median(samples);
-        let ratio = median.as_secs_f64() / base.get_or_insert(median).as_secs_f64();
-        println!("attach a vm, {existing:>4} attached: {median:>10.1?}  {ratio:.2} of the first");
+        measured.push(Spread::of(samples));
     }
-    Ok(())
+    let [first, many] = <[Spread; 2]>::try_from(measured).map_err(|_| "measured twice")?;
+    let promise = "attach a VM where 1,000 are attached";
+    Ok(vec![Row { promise, aim: Aim::AtMost(2.0), unit: "ms", ours: many, peer: Some(("the first 50", first)) }])
 }
 
-fn endpoints() -> Result<(), Box<dyn std::error::Error>> {
+pub fn endpoints(_: &Tools) -> Outcome<Vec<Row>> {
     let mut lab = Lab::new();
     lab.hands().apply_vpc(SHOP, &plan::vpc(&[]))?;
     let many = |count: u32| -> Vec<(u64, PublishedEndpoint)> {
@@ -76,30 +73,47 @@ fn endpoints() -> Result<(), Box<dyn std::error::Error>> {
         let endpoint = |n| plan::published(SHOP.0, &at(0x0a01_0000, n), &at(0x0a02_0000, n), VIP);
         (0..count).map(|n| (u64::from(n), endpoint(n))).collect()
     };
-    let mut base = None;
-    for existing in [1, 1_000, 10_000] {
+    let mut rows = Vec::new();
+    let mut first: Vec<f64> = Vec::new();
+    for (existing, promise) in [
+        (1, ""),
+        (1_000, "apply one endpoint more where 1,000 are"),
+        (10_000, "apply one endpoint more where 10,000 are"),
+    ] {
         lab.hands().apply_vpc(BANK, &plan::with_published(plan::vpc(&[]), VIP, &many(existing)))?;
         let mut samples = Vec::new();
-        for more in 1..=7 {
+        for more in 1..=9 {
             let plan = plan::with_published(plan::vpc(&[]), VIP, &many(existing + more));
             let start = Instant::now();
             lab.hands().apply_vpc(BANK, &plan)?;
-            samples.push(start.elapsed());
+            samples.push(ms(start.elapsed()));
         }
-        let median = median(samples);
-        let ratio = median.as_secs_f64() / base.get_or_insert(median).as_secs_f64();
-        println!("add an endpoint, {existing:>6} there: {median:>10.1?}  {ratio:.2} of the first");
+        if first.is_empty() {
+            first = samples;
+        } else {
+            let peer = Some(("where 1 is", Spread::of(first.clone())));
+            rows.push(Row { promise, aim: Aim::OfPeer(1.5), unit: "ms", ours: Spread::of(samples), peer });
+        }
     }
-    Ok(())
+    Ok(rows)
 }
 
-/// Pings one byte to and fro; the mean of the best round.
-fn round_trips() -> Result<(), Box<dyn std::error::Error>> {
+/// One byte to and fro, through an endpoint and through a bare cable by turns. Firewall rules of both sides apply, flows
+/// are counted, and the thread that records them listens.
+pub fn round_trip(_: &Tools) -> Outcome<Vec<Row>> {
+    let logged = |plan: VpcPlan| VpcPlan { flow_logs: true, ..plan };
     let mut lab = Lab::new();
     let endpoint = plan::published(SHOP.0, "10.0.0.5", "10.0.3.2", VIP);
-    lab.hands().apply_vpc(BANK, &plan::with_published(plan::vpc(&[]), VIP, &[(1, endpoint)]))?;
+    lab.hands().apply_vpc(BANK, &logged(plan::with_published(plan::vpc(&[]), VIP, &[(1, endpoint)])))?;
     let shop = plan::with_endpoint(plan::vpc(&[("till", "10.0.0.2")]), "10.0.0.5", Some(BANK.0));
-    lab.hands().apply_vpc(SHOP, &shop)?;
+    lab.hands().apply_vpc(SHOP, &logged(shop))?;
+    let (out, records) = sync_channel(1_024);
+    let mut watches = Vec::new();
+    for network in [SHOP, BANK] {
+        let router = lab.hands().pins().open(&names::vpc_ns(network))?.ok_or("the router was just made")?;
+        watches.push(flow::watch(network, &router, Duration::from_secs(5), out.clone())?);
+    }
+    thread::spawn(move || records.into_iter().for_each(drop));
     let till = lab.vm(SHOP.0, "till", "10.0.0.2");
     let listener = lab.hands().listen(BANK, VIP.parse()?)??;
     let mut psc = ping_pong(TcpListener::from(listener), || till.connect("10.0.0.5:80"))?;
@@ -110,15 +124,14 @@ fn round_trips() -> Result<(), Box<dyn std::error::Error>> {
     let mut direct =
         ping_pong(listener, || here.run(|| TcpStream::connect("10.9.0.2:80")).map_err(io::Error::other)?)?;
 
-    let mut best = [Duration::MAX; 2];
+    let (mut through, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        for (stream, best) in [&mut direct, &mut psc].into_iter().zip(&mut best) {
-            *best = (*best).min(trips(stream)?);
-        }
+        bare.push(trips(&mut direct)?);
+        through.push(trips(&mut psc)?);
     }
-    let ratio = best[1].as_secs_f64() / best[0].as_secs_f64();
-    println!("round trip: bare cable {:.1?}, through an endpoint {:.1?}: {ratio:.2} of it", best[0], best[1]);
-    Ok(())
+    let peer = Some(("bare cable", Spread::of(bare)));
+    let promise = "round trip through an endpoint, logs on";
+    Ok(vec![Row { promise, aim: Aim::OfPeer(1.7), unit: "µs", ours: Spread::of(through), peer }])
 }
 
 fn ping_pong(listener: TcpListener, connect: impl FnOnce() -> io::Result<TcpStream>) -> io::Result<TcpStream> {
@@ -135,18 +148,19 @@ fn ping_pong(listener: TcpListener, connect: impl FnOnce() -> io::Result<TcpStre
     Ok(stream)
 }
 
-fn trips(stream: &mut TcpStream) -> io::Result<Duration> {
+/// Mean microseconds of one trip.
+fn trips(stream: &mut TcpStream) -> io::Result<f64> {
     let mut byte = [7];
     let start = Instant::now();
     for _ in 0..TRIPS {
         stream.write_all(&byte)?;
         stream.read_exact(&mut byte)?;
     }
-    Ok(start.elapsed() / TRIPS)
+    Ok(us(start.elapsed() / TRIPS))
 }
 
 /// Two namespaces with one cable between them and nothing else.
-fn bare_cable(pins: &Pins) -> Result<(Netns, Netns), Box<dyn std::error::Error>> {
+fn bare_cable(pins: &Pins) -> Outcome<(Netns, Netns)> {
     let [mut a, mut b] = [Space::enter(pins.create("bare-a")?)?, Space::enter(pins.create("bare-b")?)?];
     let [near, far]: [IfName; 2] = names::mux();
     let end = |name: &IfName, mac| End { name: name.clone(), mac, mtu: 1_460, index: None };
@@ -165,6 +179,6 @@ fn bare_cable(pins: &Pins) -> Result<(Netns, Netns), Box<dyn std::error::Error>>
         ];
         space.requests(requests.into_iter().flatten().map(|m| ("lay a bare cable".to_owned(), m)).collect())?;
     }
-    let opened = |name| -> Result<Netns, Box<dyn std::error::Error>> { Ok(pins.open(name)?.ok_or("just made")?) };
+    let opened = |name| -> Outcome<Netns> { Ok(pins.open(name)?.ok_or("just made")?) };
     Ok((opened("bare-a")?, opened("bare-b")?))
 }

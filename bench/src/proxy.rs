@@ -1,24 +1,19 @@
-//! What a request costs the proxy, in processor time: a private service, a minted token, one record per request.
+//! What a request costs the proxy, in processor time: a private service, a minted token that is checked, one structured
+//! record per request; beside HAProxy with its HTTP log on, which checks nobody.
 //!
-//! Everything is in this process and each part on its own thread: the proxy, an instance on `[::1]`, control (which
-//! reads the records and throws them away) and a load of keep-alive connections. Only the proxy's thread is measured.
-//!
-//! `bench_proxy [CONNECTIONS] [SECONDS]` loads it itself; `bench_proxy serve` prints address and token for `wrk`.
+//! The proxy, an instance on `[::1]` and control (which reads the records and throws them away) are threads of this
+//! process; only the proxy's thread is measured. HAProxy forwards to the same instance, and the same load meets both.
 
 use std::{
-    error::Error,
     fs,
     io::{self, Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::{fd::AsFd, unix::net::UnixStream},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
-    },
+    path::Path,
+    process::Command,
+    sync::mpsc,
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::SystemTime,
 };
 
 use identity::{
@@ -34,56 +29,69 @@ use model::{
     run::{Ingress, Probe, RevisionKey, ServiceKey},
 };
 
+use crate::{
+    Outcome, Tools,
+    haproxy::HaProxy,
+    report::{Aim, Row, Spread},
+};
+
 const AUDIENCE: &str = "https://shop-123.asia-northeast1.run.app";
 const EMAIL: &str = "till@consumer-1.iam.gserviceaccount.com";
+/// Rounds in which both take turns, after one that is not counted.
+const ROUNDS: usize = 6;
+const SECONDS: &str = "2s";
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let run_dir = RunDir::new()?;
-    let (proxy_thread, address, token) = start(&run_dir.0)?;
-    if arguments.first().is_some_and(|a| a == "serve") {
-        println!("wrk -c 64 -t 1 -H 'Authorization: Bearer {token}' http://{address}/");
-        return Ok(io::stdin().read(&mut [0]).map(drop)?);
-    }
-    let connections = arguments.first().map_or(Ok(64), |a| a.parse())?;
-    let seconds = arguments.get(1).map_or(Ok(5), |a| a.parse())?;
-    let answered = Arc::new(AtomicU64::new(0));
-    let over = Arc::new(AtomicBool::new(false));
-    for _ in 0..connections {
-        let (answered, over, token) = (answered.clone(), over.clone(), token.clone());
-        thread::Builder::new().stack_size(128 << 10).spawn(move || load(address, &token, &answered, &over))?;
-    }
-    thread::sleep(Duration::from_secs(1));
-    let before = (answered.load(Ordering::Relaxed), cpu(proxy_thread)?, Instant::now());
-    thread::sleep(Duration::from_secs(seconds));
-    let requests = answered.load(Ordering::Relaxed) - before.0;
-    let spent = cpu(proxy_thread)? - before.1;
-    let elapsed = before.2.elapsed();
-    over.store(true, Ordering::Relaxed);
-    let nanos = u64::try_from(spent.as_nanos())? / requests.max(1);
-    let rate = requests * 1_000 / u64::try_from(elapsed.as_millis())?;
-    println!("{connections} connections: {rate} requests/s, {nanos} ns of processor time per request in the proxy");
-    Ok(())
+/// A running proxy with all that it needs.
+struct Ours {
+    thread: u32,
+    address: SocketAddr,
+    instance: SocketAddr,
+    token: String,
 }
 
-struct RunDir(PathBuf);
-
-impl RunDir {
-    fn new() -> io::Result<RunDir> {
-        let dir = std::env::temp_dir().join(format!("tombolo-bench-{}", std::process::id()));
-        fs::create_dir_all(&dir)?;
-        Ok(RunDir(dir))
+pub fn bench(tools: &Tools) -> Outcome<Vec<Row>> {
+    let dir = tools.scratch.join("proxy");
+    fs::create_dir_all(&dir)?;
+    let ours = start(&dir)?;
+    let haproxy = HaProxy::start(&dir, ours.instance)?;
+    let own = format!("/proc/self/task/{}/schedstat", ours.thread);
+    let theirs = format!("/proc/{}/schedstat", haproxy.pid());
+    let (mut spent, mut peer) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let measured = (per_request(ours.address, &ours.token, &own)?, per_request(haproxy.address, &ours.token, &theirs)?);
+        if round > 0 {
+            spent.push(measured.0);
+            peer.push(measured.1);
+        }
     }
+    let peer = Some(("HAProxy", Spread::of(peer)));
+    let promise = "processor time of the proxy per request";
+    Ok(vec![Row { promise, aim: Aim::OfPeer(1.2), unit: "µs", ours: Spread::of(spent), peer }])
 }
 
-impl Drop for RunDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+/// Loads the proxy at `address` for a while; microseconds of processor time per request of the thread behind `schedstat`.
+fn per_request(address: SocketAddr, token: &str, schedstat: &str) -> Outcome<f64> {
+    let before = cpu_ns(schedstat)?;
+    let mut wrk = Command::new("wrk");
+    wrk.args(["-t", "1", "-c", "64", "-d", SECONDS, "-H", &format!("Authorization: Bearer {token}")]);
+    let output = wrk.arg(format!("http://{address}/hello?x=1")).output().map_err(|e| format!("cannot start wrk: {e}"))?;
+    let spent = cpu_ns(schedstat)? - before;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if text.contains("Non-2xx") || text.contains("Socket errors") {
+        return Err(format!("not every request was answered well:\n{text}").into());
     }
+    let requests = text.lines().find_map(|l| l.trim().split_once(" requests in ")).ok_or("no count from wrk")?;
+    Ok(spent / requests.0.parse::<f64>()? / 1e3)
 }
 
-/// Starts every part; returns the proxy's thread, its address and a token that it accepts.
-fn start(run_dir: &Path) -> Result<(u32, SocketAddr, String), Box<dyn Error>> {
+/// Nanoseconds on a processor. Source: `/proc/PID/schedstat`, first field; of one thread.
+fn cpu_ns(schedstat: &str) -> Outcome<f64> {
+    let text = fs::read_to_string(schedstat)?;
+    Ok(text.split(' ').next().ok_or("an empty schedstat")?.parse()?)
+}
+
+/// Starts every part.
+fn start(run_dir: &Path) -> Outcome<Ours> {
     let doors = proxy::Doors::bind(run_dir)?;
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
@@ -108,10 +116,10 @@ fn start(run_dir: &Path) -> Result<(u32, SocketAddr, String), Box<dyn Error>> {
     let address = listener.local_addr()?;
     let host = UnixStream::connect(run_dir.join("proxy-sockets.sock"))?;
     ipc::send(&host, &Sockets::Listen(ListenerId(1)), &[listener.as_fd()])?;
-    Ok((told.recv()?, address, token(&key)?))
+    Ok(Ours { thread: told.recv()?, address, instance: SocketAddr::from((Ipv6Addr::LOCALHOST, port)), token: token(&key)? })
 }
 
-fn plan(key: &SigningKey, port: u16) -> Result<Vec<EdgeItem>, Box<dyn Error>> {
+fn plan(key: &SigningKey, port: u16) -> Outcome<Vec<EdgeItem>> {
     let service =
         ServiceKey { project: "producer-1".parse()?, region: "asia-northeast1".parse()?, name: "shop".into() };
     let revision = RevisionKey { service: service.clone(), name: "shop-00001-abc".into() };
@@ -148,7 +156,7 @@ fn plan(key: &SigningKey, port: u16) -> Result<Vec<EdgeItem>, Box<dyn Error>> {
     ])
 }
 
-fn token(key: &SigningKey) -> Result<String, Box<dyn Error>> {
+fn token(key: &SigningKey) -> Outcome<String> {
     let now = i64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs())?;
     Ok(sign_id_token(
         key,
@@ -177,29 +185,4 @@ fn serve_instance(listener: TcpListener) -> io::Result<()> {
             while stream.read(&mut head).is_ok_and(|n| n > 0) && stream.write_all(answer).is_ok() {}
         })?;
     }
-}
-
-fn load(address: SocketAddr, token: &str, answered: &AtomicU64, over: &AtomicBool) -> io::Result<()> {
-    let request = format!(
-        "GET /hello?x=1 HTTP/1.1\r\nHost: 10.0.0.5\r\nUser-Agent: bench/1\r\nAuthorization: Bearer {token}\r\n\r\n"
-    );
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    let mut answer = [0; 4_096];
-    while !over.load(Ordering::Relaxed) {
-        stream.write_all(request.as_bytes())?;
-        let got = stream.read(&mut answer)?;
-        if !answer[..got].starts_with(b"HTTP/1.1 200 ") || !answer[..got].ends_with(b"Hello, world!") {
-            return Err(io::Error::other("not the answer of the instance"));
-        }
-        answered.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-/// Processor time of one thread of this process. Source: `/proc/PID/task/TID/schedstat`, first field.
-fn cpu(thread: u32) -> Result<Duration, Box<dyn Error>> {
-    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"))?;
-    let nanos = text.split(' ').next().ok_or("an empty schedstat")?;
-    Ok(Duration::from_nanos(nanos.parse()?))
 }
