@@ -109,10 +109,18 @@ struct CacheKey {
 impl Mint {
     /// The cloud's keys, made and stored on its first start.
     pub fn open(control: &Control) -> Result<Mint, MintError> {
+        Mint::open_with(control, SigningKey::generate)
+    }
+
+    /// [`Mint::open`] for who begins early to make the key that a first start needs.
+    pub fn open_with(
+        control: &Control,
+        first_key: impl FnOnce() -> Result<SigningKey, KeyError>,
+    ) -> Result<Mint, MintError> {
         let stored = control.read().secrets.clone();
         let secrets = match stored {
             Some(secrets) => secrets,
-            None => Mint::found(control)?,
+            None => Mint::found(control, first_key()?)?,
         };
         let bytes = base64::decode(Form::Standard, &secrets.access).ok_or(MintError::AccessKey)?;
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| MintError::AccessKey)?;
@@ -127,8 +135,8 @@ impl Mint {
         })
     }
 
-    fn found(control: &Control) -> Result<Secrets, MintError> {
-        let ring = KeyRing::new(SigningKey::generate()?, control.now());
+    fn found(control: &Control, first_key: SigningKey) -> Result<Secrets, MintError> {
+        let ring = KeyRing::new(first_key, control.now());
         let access = base64::encode(Form::Standard, &AccessKey::generate().to_bytes());
         let fresh = Secrets { access, ring: ring.stored() };
         let decide = |world: &World, txn: &mut crate::ops::Txn| match &world.secrets {
@@ -156,9 +164,6 @@ impl Mint {
         let decide = |world: &World, txn: &mut crate::ops::Txn| {
             if let Some(secrets) = &world.secrets {
                 txn.push(Change::Secrets(Box::new(Secrets { ring: ring.stored(), ..secrets.clone() })));
-            }
-            for (digest, _) in world.revoked.iter().filter(|(_, until)| **until <= now) {
-                txn.push(Change::NoRevoked(digest.clone()));
             }
             Ok(())
         };

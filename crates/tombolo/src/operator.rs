@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use crate::{Outcome, cloud::Dirs};
 
 /// An answer that takes longer than this is a defect worth an error message.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Operators asking at once.
 const ASKING_MAX: usize = 32;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
-    /// Answered once the door is open and the first plans hold.
+    /// Answered once the door is open, and not before.
     Ready,
     Status,
     /// Which workload a VM is. Without a project, the VM's name must be the only one of its kind.

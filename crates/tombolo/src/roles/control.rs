@@ -24,6 +24,7 @@ use control::{
     tokens::Mint,
     world::ImageRecord,
 };
+use identity::keys::SigningKey;
 use logs::{Bounds, Journal};
 use model::{lb, limits::TOKEN_LIFETIME, name::Scope, planned::edge::Outside, psc, time::Timestamp, vm, vpc};
 use store::{Embedded, Kv};
@@ -51,7 +52,11 @@ pub fn run(args: &Args, dirs: &Dirs) -> Outcome {
     privilege::drop_to(Role::Control)?;
     operator::serve(listener, {
         let stage = stage.clone();
-        move |ask| stage.get().map_or(Answer::NotYet, |stage| stage.answer(ask))
+        move |ask| match ask {
+            // Whoever asks whether we are ready wants to hear when we are.
+            Ask::Ready => stage.wait().answer(ask),
+            _ => stage.get().map_or(Answer::NotYet, |stage| stage.answer(ask)),
+        }
     })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
     runtime.block_on(serve(args, dirs, &stage))
@@ -59,6 +64,13 @@ pub fn run(args: &Args, dirs: &Dirs) -> Outcome {
 
 async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     let own = dirs.control();
+    // The two things that take long, a disk's answer and a tenth of a second of arithmetic, begin before all others.
+    let authority = std::thread::spawn({
+        let own = own.clone();
+        move || Authority::open(&own)
+    });
+    let first_start = args.ephemeral || !own.join("store.redb").exists();
+    let first_key = first_start.then(|| std::thread::spawn(SigningKey::generate));
     let store: Arc<dyn Kv> = match args.ephemeral {
         true => Arc::new(Embedded::in_memory()),
         false => Arc::new(Embedded::open(&own.join("store.redb"))?),
@@ -69,9 +81,13 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     };
     let journal = Arc::new(journal);
     let control = Arc::new(Control::open(store, Arc::new(now))?);
-    let mint = Arc::new(Mint::open(&control)?);
     projects::bootstrap(&control, None)?;
     add_builtin_images(&control)?;
+    let first_key = || match first_key {
+        Some(making) => making.join().expect("arithmetic does not panic"),
+        None => SigningKey::generate(),
+    };
+    let mint = Arc::new(Mint::open_with(&control, first_key)?);
     keep_operator_token(control.clone(), mint.clone(), dirs.token());
 
     let settings = Settings { psc_idle_s: args.psc_idle };
@@ -82,7 +98,7 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     let rooms = Rooms {
         router: api::gcp::router(control.clone(), mint, journal),
         beyond: Arc::new(ToProxy(dirs.socket("proxy-outside.sock"))),
-        authority: Authority::open(&own)?,
+        authority: authority.join().map_err(|_| "the thread of the authority panicked")??,
         now: Box::new(now),
     };
     let door = Door::bind(args.listen, rooms).await?;
