@@ -10,11 +10,13 @@ mod mirror;
 mod serving;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
     time::Duration,
 };
+
+use tokio::time::Instant;
 
 use model::{
     fault::Fault,
@@ -38,20 +40,24 @@ use self::{
 use crate::{
     kinds::service_attachment,
     ops::{Change, Control},
-    plan, run,
+    plan, run, sweep,
     world::{Holder, World},
 };
 
 /// How often time itself is a reason to look again: quarantines end, keys rotate, instances have been idle for long.
 const TICK: Duration = Duration::from_millis(500);
 
+/// How often what is over is forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// What an operation still waits for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waits {
     cells: BTreeMap<CellId, Generation>,
     proxy: Option<u64>,
     guest: Option<u64>,
-    since: Timestamp,
+    /// By the clock that nobody sets: patience is not a date.
+    since: Instant,
 }
 
 pub struct Driver {
@@ -75,6 +81,8 @@ pub struct Driver {
     waits: BTreeMap<String, Waits>,
     /// Services that the proxy knows once it has applied this mark.
     settling: Vec<(u64, Vec<(ServiceKey, u64)>)>,
+    /// When [`sweep`] last ran.
+    swept: Instant,
 }
 
 impl Driver {
@@ -99,6 +107,7 @@ impl Driver {
             guest_applied: 0,
             waits: BTreeMap::new(),
             settling: Vec::new(),
+            swept: Instant::now(),
         }
     }
 
@@ -136,6 +145,7 @@ impl Driver {
                 self.cells.forget();
                 self.observed.clear();
                 self.look();
+                self.remove_unplanned();
                 self.host.send(ToHost::Complete);
                 false
             }
@@ -201,6 +211,12 @@ impl Driver {
     fn tick(&mut self) -> bool {
         let now = self.control.now();
         self.end_quarantines(now);
+        if self.swept.elapsed() > SWEEP {
+            self.swept = Instant::now();
+            if let Err(fault) = sweep::sweep(&self.control) {
+                eprintln!("control: cannot forget what is over: {fault}");
+            }
+        }
         self.serving.tick(&self.control, now)
     }
 
@@ -228,7 +244,6 @@ impl Driver {
         let control = self.control.clone();
         let changes = control.take_touched();
         let world = control.read();
-        let now = control.now();
         let sent_cells = self.send_cells(&world);
         let sent_edge = self.send_edge(&world);
         let sent_guests = self.send_guests(&world);
@@ -249,7 +264,8 @@ impl Driver {
         }
         let guest = sent_guests.then(|| self.mark_guest());
         for name in started {
-            self.waits.entry(name).or_insert_with(|| Waits { cells: sent_cells.clone(), proxy, guest, since: now });
+            let since = Instant::now();
+            self.waits.entry(name).or_insert_with(|| Waits { cells: sent_cells.clone(), proxy, guest, since });
         }
     }
 
@@ -267,17 +283,12 @@ impl Driver {
             }
         }
         want.extend(self.serving.cells(world));
-        let cut = self.newly_cut(&want);
-        let mut sent = BTreeMap::new();
         if !self.host.is_up() {
             // Sent when it is back; until then whoever asked for these waits.
-            for (cell, plan) in want {
-                if self.cells.get(&cell) != Some(&plan) {
-                    sent.insert(cell, Generation(world.revision));
-                }
-            }
-            return sent;
+            return self.cells.pending(&want).map(|cell| (cell.clone(), Generation(world.revision))).collect();
         }
+        let cut = self.newly_cut(&want);
+        let mut sent = BTreeMap::new();
         for delta in self.cells.update(want) {
             let (cell, message) = match delta {
                 Delta::Set(cell, plan) => {
@@ -294,6 +305,19 @@ impl Driver {
         }
         self.cut.extend(cut.into_iter().map(|(cell, close)| (cell.clone(), self.generations[&cell], close)));
         sent
+    }
+
+    /// Tells a host that is back which cells should be gone by now, as far as somebody waits for that: they went while it
+    /// was away, or it went before it could say so. It would remove them without a word.
+    fn remove_unplanned(&mut self) {
+        let control = self.control.clone();
+        let world = control.read();
+        let waited = self.waits.values().flat_map(|waits| waits.cells.keys());
+        let gone: BTreeSet<CellId> = waited.filter(|cell| self.cells.get(cell).is_none()).cloned().collect();
+        for cell in gone {
+            let generation = self.generation(&cell, &world);
+            self.host.send(ToHost::Remove { cell, generation });
+        }
     }
 
     /// Generations follow the store's revision, so that they keep growing over restarts; a plan that changes for another
@@ -337,7 +361,7 @@ impl Driver {
             want.insert(EdgeKey::Network(id), EdgeItem::Network(id, plan::source_prefix(id)));
         }
         if !self.proxy.is_up() {
-            return want.iter().any(|(key, item)| self.edge.get(key) != Some(item));
+            return self.edge.pending(&want).next().is_some();
         }
         let keys = self.serving.keys();
         let mut sent = false;
@@ -368,7 +392,7 @@ impl Driver {
             want.insert(GuestKey::Names(realm), GuestItem::Names(realm, plan::names(world, &network.link)));
         }
         if !self.guest.is_up() {
-            return want.iter().any(|(key, item)| self.guests.get(key) != Some(item));
+            return self.guests.pending(&want).next().is_some();
         }
         let deltas = self.guests.update(want);
         let sent = !deltas.is_empty();
@@ -404,10 +428,9 @@ impl Driver {
         if self.waits.is_empty() {
             return;
         }
-        let now = self.control.now();
         let mut outcomes: Vec<(String, Option<Fault>)> = Vec::new();
         for (name, waits) in &self.waits {
-            if let Some(outcome) = self.outcome(waits, now) {
+            if let Some(outcome) = self.outcome(waits) {
                 outcomes.push((name.clone(), outcome));
             }
         }
@@ -425,7 +448,7 @@ impl Driver {
         }
     }
 
-    fn outcome(&self, waits: &Waits, now: Timestamp) -> Option<Option<Fault>> {
+    fn outcome(&self, waits: &Waits) -> Option<Option<Fault>> {
         let mut fault = None;
         let mut open = waits.proxy.is_some_and(|m| m > self.proxy_applied) || waits.guest.is_some_and(|m| m > self.guest_applied);
         for (cell, generation) in &waits.cells {
@@ -441,7 +464,7 @@ impl Driver {
         if !open {
             return Some(fault);
         }
-        let late = now.since(waits.since) > OPERATION_DEADLINE;
+        let late = waits.since.elapsed() > OPERATION_DEADLINE;
         late.then(|| Some(fault.unwrap_or_else(|| Fault::internal("The machine did not confirm the change in time."))))
     }
 }
@@ -449,3 +472,6 @@ impl Driver {
 fn running(world: &World) -> impl Iterator<Item = String> + '_ {
     world.operations.values().filter(|o| !o.is_done()).map(|o| o.name.clone())
 }
+
+#[cfg(test)]
+mod tests;
