@@ -95,7 +95,10 @@ fn attend(children: &mut Children, inbox: &mpsc::Receiver<Event>, args: &Args, s
     loop {
         match inbox.recv() {
             Ok(Event::Stop) | Err(_) => return Ok(ExitCode::SUCCESS),
-            Ok(Event::Ready(answer)) => print_ready(args, &answer, started.elapsed())?,
+            Ok(Event::Ready(answer)) => {
+                children.keep_door(&answer);
+                print_ready(args, &answer, started.elapsed())?;
+            }
             Ok(Event::NeverReady(why)) => return Err(format!("the cloud did not become ready: {why}").into()),
             Ok(Event::Died(role, how)) => children.restart(role, &how),
         }
@@ -157,6 +160,13 @@ struct Children {
 impl Children {
     fn new(args: Args, events: mpsc::Sender<Event>) -> Children {
         Children { args, events, running: Vec::new(), stopping: false }
+    }
+
+    /// A control process that is started again opens the door where its clients know it to be.
+    fn keep_door(&mut self, answer: &Answer) {
+        if let Answer::Ready { door } = answer {
+            self.args.listen = *door;
+        }
     }
 
     fn start(&mut self, role: Role) -> Outcome<()> {
