@@ -189,6 +189,16 @@ impl<'j> Consumer<'j> {
         self.journey.cloud.compute("DELETE", &regional(&self.project, &format!("forwardingRules/{name}")), json!({}));
     }
 
+    /// Lets everybody in the network reach this port of its VMs.
+    pub fn allow(&self, protocol: &str, port: u16) {
+        let cloud = &self.journey.cloud;
+        cloud.compute("POST", &format!("projects/{}/global/firewalls", self.project), json!({
+            "name": format!("allow-{protocol}-{port}"), "direction": "INGRESS", "sourceRanges": ["0.0.0.0/0"],
+            "network": journey::link(&self.project, "global/networks/consumer-vpc"),
+            "allowed": [{"IPProtocol": protocol, "ports": [port.to_string()]}],
+        }));
+    }
+
     /// The status of an endpoint as its consumer sees it, after making sure that the producer sees the same.
     #[track_caller]
     pub fn status(&self, endpoint: &str, attachment: &str) -> String {

@@ -8,9 +8,9 @@ pub mod line;
 pub mod wire;
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, ChildStdin, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -66,10 +66,9 @@ pub struct Answer {
 /// The program under test: next to this test's own binary.
 pub fn tombolo() -> PathBuf {
     let me = std::env::current_exe().expect("a test knows its own path");
-    let dir = me.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps");
-    let path = dir.join("tombolo");
-    assert!(path.exists(), "{} is not built: run `cargo build --package tombolo` first", path.display());
-    path
+    // Tests lie in target/<profile>/deps, programs one directory above.
+    let near = me.ancestors().skip(1).take(2).map(|dir| dir.join("tombolo")).find(|path| path.is_file());
+    near.unwrap_or_else(|| panic!("no tombolo near {}: run `cargo build --package tombolo` first", me.display()))
 }
 
 impl Cloud {
@@ -100,9 +99,27 @@ impl Cloud {
         Cloud { name: name.to_owned(), door, token: token.trim().to_owned(), process, leash, ephemeral }
     }
 
+    /// A cloud that keeps its state, under a fresh name. Ends with [`Cloud::forget`].
+    pub fn kept() -> Cloud {
+        Cloud::start(&fresh_name(), false, &[])
+    }
+
     /// Takes the cloud down in order and waits for it.
     pub fn down(mut self) {
         self.end();
+    }
+
+    /// Takes the cloud down and its state away.
+    pub fn forget(mut self) {
+        self.end();
+        self.remove_state();
+    }
+
+    fn remove_state(&self) {
+        let state = self.state_dir();
+        drop(std::fs::remove_dir_all(&state));
+        // Shared by all clouds of the machine; the last one removes it.
+        drop(state.parent().map(std::fs::remove_dir));
     }
 
     fn end(&mut self) {
@@ -113,6 +130,11 @@ impl Cloud {
         }
         drop(self.process.kill());
         drop(self.process.wait());
+    }
+
+    /// The process id of the supervisor.
+    pub fn supervisor(&self) -> u32 {
+        self.process.id()
     }
 
     /// Process ids of a role, by the name it gives itself.
@@ -130,10 +152,19 @@ impl Cloud {
         found
     }
 
+    /// `kill -9` of a role; it is gone when this returns.
     pub fn kill(&self, role: &str) {
-        for pid in self.pids(role) {
-            drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
-        }
+        let pids = self.pids(role);
+        assert_eq!(pids.len(), 1, "one {role} process");
+        signal("-9", pids[0]);
+        until("the end of a killed process", || if is_dead(pids[0]) { Ok(()) } else { Err(format!("{role} lives")) });
+    }
+
+    /// Keeps the supervisor from starting again what dies, until the answer is dropped.
+    pub fn hold_supervisor(&self) -> Held {
+        let pid = i32::try_from(self.supervisor()).expect("a pid");
+        signal("-STOP", pid);
+        Held(pid)
     }
 
     /// `tombolo <args>` against this cloud.
@@ -169,24 +200,33 @@ impl Cloud {
     }
 
     pub fn call_as(&self, token: Option<&str>, method: &str, host: &str, path: &str, body: Option<Value>) -> Answer {
-        let body = body.map(|b| b.to_string()).unwrap_or_default();
+        self.exchange(token, method, host, path, body.as_ref()).expect("the door answers")
+    }
+
+    /// As [`Cloud::call`] where there may be nobody to answer; None when no whole answer came.
+    pub fn try_call(&self, method: &str, host: &str, path: &str, body: &Value) -> Option<Answer> {
+        self.exchange(Some(&self.token), method, host, path, Some(body)).ok()
+    }
+
+    fn exchange(&self, token: Option<&str>, method: &str, host: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+        let body = body.map(Value::to_string).unwrap_or_default();
         let authorization = token.map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
-        let mut stream = TcpStream::connect(self.door).expect("the door is open");
-        stream.set_read_timeout(Some(PATIENCE * 3)).expect("a timeout above zero");
+        let mut stream = TcpStream::connect(self.door)?;
+        stream.set_read_timeout(Some(PATIENCE * 3))?;
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
-        )
-        .expect("the door reads");
+        )?;
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("the door answers");
-        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("an HTTP answer");
+        stream.read_to_end(&mut answer)?;
+        let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(cut)?;
         let head = String::from_utf8_lossy(&answer[..end]).into_owned();
         let text = String::from_utf8_lossy(&answer[end + 4..]).into_owned();
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-        Answer { status, head, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(cut)?;
+        Ok(Answer { status, head, body: serde_json::from_str(&text).unwrap_or(Value::String(text)) })
     }
 
     /// A Compute call that must succeed, awaited until its operation is done; returns the operation.
@@ -223,20 +263,48 @@ impl Drop for Cloud {
     fn drop(&mut self) {
         self.end();
         if !self.ephemeral && std::thread::panicking() {
-            drop(std::fs::remove_dir_all(format!("/var/lib/tombolo/{}", self.name)));
+            self.remove_state();
         }
     }
+}
+
+/// A supervisor that does nothing.
+pub struct Held(i32);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        signal("-CONT", self.0);
+    }
+}
+
+pub fn signal(signal: &str, pid: i32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().is_ok_and(|s| s.success()), "kill {signal} {pid}");
+}
+
+/// Also while its parent has not looked yet.
+pub fn is_dead(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z') || rest.starts_with('X'))
 }
 
 /// Whether a stock client is installed; a test that needs it and does not find it says so and is counted.
 pub fn installed(program: &str, test: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().is_ok_and(|o| o.status.success());
     if !found {
-        println!("SKIPPED {test}: {program} is not installed");
-        // The harness captures what tests print; the counter reads the real standard output.
-        drop(writeln!(std::fs::File::options().append(true).open("/dev/stdout").expect("stdout"), "SKIPPED {test}"));
+        skip(test, &format!("{program} is not installed"));
     }
     found
+}
+
+/// Says that something was not tested. The harness captures what tests print; the counter reads the real standard output.
+pub fn skip(test: &str, why: &str) {
+    tell(&format!("SKIPPED {test}: {why}"));
+}
+
+/// Prints past the harness.
+pub fn tell(line: &str) {
+    let mut stdout = std::fs::File::options().append(true).open("/dev/stdout").expect("stdout");
+    drop(writeln!(stdout, "{line}"));
 }
 
 /// Asks until the answer is there; panics with the last one when patience ends.
@@ -252,7 +320,7 @@ pub fn until<T: std::fmt::Debug>(what: &str, mut ask: impl FnMut() -> Result<T, 
     }
 }
 
-fn fresh_name() -> String {
+pub fn fresh_name() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 64;
     let mut name = String::from("t");

@@ -1,6 +1,6 @@
 //! Captures at the places that a call passes.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{net::Ipv4Addr, path::PathBuf, time::{Duration, SystemTime}};
 
 use host::{
     capture::{Capture, Headers},
@@ -61,6 +61,14 @@ impl Watch {
         std::thread::sleep(SETTLE);
         assert_eq!(self.0.missed(), 0, "the capture is complete");
         self.0.headers()
+    }
+
+    /// When the first and the last frame passed for which `wanted` holds.
+    pub fn span(&self, wanted: impl Fn(&Headers) -> bool) -> Option<(SystemTime, SystemTime)> {
+        std::thread::sleep(SETTLE);
+        let frames = self.0.frames();
+        let times: Vec<_> = frames.iter().filter(|f| f.headers().is_some_and(|h| wanted(&h))).map(|f| f.at).collect();
+        Some((*times.first()?, *times.last()?))
     }
 
     pub fn count(&self, wanted: impl Fn(&Headers) -> bool) -> usize {
