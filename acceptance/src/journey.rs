@@ -130,14 +130,23 @@ impl Journey {
         let client = self.client();
         journey::create_network(&client, project, "consumer-vpc").unwrap();
         journey::create_subnet(&client, project, "consumer-vpc", "consumer-subnet", range, None).unwrap();
-        Consumer { journey: self, project: project.to_owned(), network: network_id(&self.cloud, project, "consumer-vpc") }
+        Consumer {
+            journey: self,
+            project: project.to_owned(),
+            network: network_id(&self.cloud, project, "consumer-vpc"),
+        }
     }
 
     fn let_invoke_too(&self, member: &str) {
         let service = format!("/v1/projects/{PRODUCER}/locations/{REGION}/services/hello-service");
         let mut policy = self.cloud.call("GET", "run.googleapis.com", &format!("{service}:getIamPolicy"), None).body;
         policy["bindings"][0]["members"].as_array_mut().expect("somebody may invoke").push(json!(member));
-        let set = self.cloud.call("POST", "run.googleapis.com", &format!("{service}:setIamPolicy"), Some(json!({"policy": policy})));
+        let set = self.cloud.call(
+            "POST",
+            "run.googleapis.com",
+            &format!("{service}:setIamPolicy"),
+            Some(json!({"policy": policy})),
+        );
         assert_eq!(set.status, 200, "{}", set.body);
     }
 
@@ -192,11 +201,15 @@ impl<'j> Consumer<'j> {
     /// Lets everybody in the network reach this port of its VMs.
     pub fn allow(&self, protocol: &str, port: u16) {
         let cloud = &self.journey.cloud;
-        cloud.compute("POST", &format!("projects/{}/global/firewalls", self.project), json!({
-            "name": format!("allow-{protocol}-{port}"), "direction": "INGRESS", "sourceRanges": ["0.0.0.0/0"],
-            "network": journey::link(&self.project, "global/networks/consumer-vpc"),
-            "allowed": [{"IPProtocol": protocol, "ports": [port.to_string()]}],
-        }));
+        cloud.compute(
+            "POST",
+            &format!("projects/{}/global/firewalls", self.project),
+            json!({
+                "name": format!("allow-{protocol}-{port}"), "direction": "INGRESS", "sourceRanges": ["0.0.0.0/0"],
+                "network": journey::link(&self.project, "global/networks/consumer-vpc"),
+                "allowed": [{"IPProtocol": protocol, "ports": [port.to_string()]}],
+            }),
+        );
     }
 
     /// The status of an endpoint as its consumer sees it, after making sure that the producer sees the same.
@@ -208,7 +221,8 @@ impl<'j> Consumer<'j> {
         let seen = self.journey.cloud.call("GET", "compute.googleapis.com", &format!("/compute/v1/{path}"), None);
         if seen.status == 200 {
             let connected = seen.body["connectedEndpoints"].as_array().cloned().unwrap_or_default();
-            let mine = connected.iter().find(|c| c["endpoint"] == rule["selfLink"]).expect("the producer sees the endpoint");
+            let mine =
+                connected.iter().find(|c| c["endpoint"] == rule["selfLink"]).expect("the producer sees the endpoint");
             assert_eq!(mine["status"], status, "producer and consumer see one status");
             assert_eq!(mine["pscConnectionId"], rule["pscConnectionId"]);
         }
@@ -224,13 +238,17 @@ impl<'j> Consumer<'j> {
             interface["networkIP"] = json!(address);
         }
         let cloud = &self.journey.cloud;
-        cloud.compute("POST", &format!("projects/{}/zones/{ZONE}/instances", self.project), json!({
-            "name": name, "machineType": format!("zones/{ZONE}/machineTypes/e2-micro"),
-            "disks": [{"boot": true, "autoDelete": true, "initializeParams": {
-                "sourceImage": "projects/debian-cloud/global/images/family/debian-12"}}],
-            "networkInterfaces": [interface],
-            "serviceAccounts": [{"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}],
-        }));
+        cloud.compute(
+            "POST",
+            &format!("projects/{}/zones/{ZONE}/instances", self.project),
+            json!({
+                "name": name, "machineType": format!("zones/{ZONE}/machineTypes/e2-micro"),
+                "disks": [{"boot": true, "autoDelete": true, "initializeParams": {
+                    "sourceImage": "projects/debian-cloud/global/images/family/debian-12"}}],
+                "networkInterfaces": [interface],
+                "serviceAccounts": [{"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}],
+            }),
+        );
         Vm::find(cloud, &self.project, name)
     }
 }
@@ -239,7 +257,8 @@ impl<'j> Vm<'j> {
     pub fn find(cloud: &'j Cloud, project: &str, name: &str) -> Vm<'j> {
         let vm = cloud.get(&format!("projects/{project}/zones/{ZONE}/instances/{name}"));
         let id: u64 = vm["id"].as_str().and_then(|id| id.parse().ok()).expect("a numeric id");
-        let address = vm["networkInterfaces"][0]["networkIP"].as_str().and_then(|a| a.parse().ok()).expect("an address");
+        let address =
+            vm["networkInterfaces"][0]["networkIP"].as_str().and_then(|a| a.parse().ok()).expect("an address");
         let workload = WorkloadId(format!("vm-{id:x}"));
         Vm { cloud, name: name.to_owned(), project: project.to_owned(), workload, address }
     }

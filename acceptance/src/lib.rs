@@ -30,7 +30,6 @@ pub struct Cloud {
     pub token: String,
     process: Child,
     leash: Option<ChildStdin>,
-    ephemeral: bool,
 }
 
 /// What one command printed and how it ended.
@@ -91,12 +90,17 @@ impl Cloud {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("tombolo starts");
         let leash = process.stdin.take();
         let mut lines = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
+        // From here on it is taken down also when something below panics.
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut cloud = Cloud { name: name.to_owned(), door: nowhere, token: String::new(), process, leash };
         let ready = lines.next().and_then(Result::ok).unwrap_or_default();
         let door = ready.rsplit("http://").next().and_then(|d| d.parse().ok());
-        let door = door.unwrap_or_else(|| panic!("no ready line but {ready:?}"));
+        cloud.door = door.unwrap_or_else(|| panic!("no ready line but {ready:?}"));
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        let token = std::fs::read_to_string(format!("/var/lib/tombolo/{name}/control/admin-token")).expect("the operator's token");
-        Cloud { name: name.to_owned(), door, token: token.trim().to_owned(), process, leash, ephemeral }
+        let token =
+            std::fs::read_to_string(cloud.state_dir().join("control/admin-token")).expect("the operator's token");
+        cloud.token = token.trim().to_owned();
+        cloud
     }
 
     /// A cloud that keeps its state, under a fresh name. Ends with [`Cloud::forget`].
@@ -208,7 +212,14 @@ impl Cloud {
         self.exchange(Some(&self.token), method, host, path, Some(body)).ok()
     }
 
-    fn exchange(&self, token: Option<&str>, method: &str, host: &str, path: &str, body: Option<&Value>) -> io::Result<Answer> {
+    fn exchange(
+        &self,
+        token: Option<&str>,
+        method: &str,
+        host: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
         let body = body.map(Value::to_string).unwrap_or_default();
         let authorization = token.map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
         let mut stream = TcpStream::connect(self.door)?;
@@ -246,7 +257,8 @@ impl Cloud {
         let at = link.find("/compute/v1/").expect("a compute link");
         let mut operation = first.body;
         while operation["status"] != "DONE" {
-            operation = self.call("POST", "compute.googleapis.com", &format!("{}/wait", &link[at..]), Some(json!({}))).body;
+            operation =
+                self.call("POST", "compute.googleapis.com", &format!("{}/wait", &link[at..]), Some(json!({}))).body;
         }
         operation
     }
@@ -262,7 +274,9 @@ impl Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         self.end();
-        if !self.ephemeral && std::thread::panicking() {
+        if std::thread::panicking() {
+            // The supervisor may be dead already, and what it kept still standing.
+            drop(self.tombolo("down", &[]));
             self.remove_state();
         }
     }
@@ -278,7 +292,10 @@ impl Drop for Held {
 }
 
 pub fn signal(signal: &str, pid: i32) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().is_ok_and(|s| s.success()), "kill {signal} {pid}");
+    assert!(
+        Command::new("kill").args([signal, &pid.to_string()]).status().is_ok_and(|s| s.success()),
+        "kill {signal} {pid}"
+    );
 }
 
 /// Also while its parent has not looked yet.
@@ -289,7 +306,8 @@ pub fn is_dead(pid: i32) -> bool {
 
 /// Whether a stock client is installed; a test that needs it and does not find it says so and is counted.
 pub fn installed(program: &str, test: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().is_ok_and(|o| o.status.success());
+    let found =
+        Command::new("sh").args(["-c", &format!("command -v {program}")]).output().is_ok_and(|o| o.status.success());
     if !found {
         skip(test, &format!("{program} is not installed"));
     }

@@ -1,6 +1,10 @@
 //! Captures at the places that a call passes.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::{Duration, SystemTime}};
+use std::{
+    net::Ipv4Addr,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use host::{
     capture::{Capture, Headers},

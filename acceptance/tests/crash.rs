@@ -77,8 +77,12 @@ fn without_host_open_connections_live_and_new_ones_are_made_and_changes_apply_wh
     assert_eq!(link.count(|h| h.opens()), 2, "the open connection is still its first");
     let reset = |h: &Headers| h.dst == vm.address && h.tcp_flags & Headers::RST != 0;
     assert_eq!(link.count(reset), 0, "no RST");
-    let timeouts: Vec<u32> = tracked(cloud, journey.producer).iter().filter_map(|e| e.timeout_s).filter(|t| *t > 200).collect();
-    assert!(!timeouts.is_empty() && timeouts.iter().all(|t| (1_101..=1_200).contains(t)), "{timeouts:?} s of 20 minutes are left");
+    let timeouts: Vec<u32> =
+        tracked(cloud, journey.producer).iter().filter_map(|e| e.timeout_s).filter(|t| *t > 200).collect();
+    assert!(
+        !timeouts.is_empty() && timeouts.iter().all(|t| (1_101..=1_200).contains(t)),
+        "{timeouts:?} s of 20 minutes are left"
+    );
 }
 
 #[test]
@@ -114,7 +118,10 @@ fn a_killed_control_loses_no_acknowledged_write_and_nobody_who_does_not_write_no
             std::thread::sleep(Duration::from_millis(150));
             cloud.kill("control");
             door_answers(cloud);
-            until("the next control", || if cloud.pids("control").len() == 1 { Ok(()) } else { Err("none".to_owned()) });
+            until(
+                "the next control",
+                || if cloud.pids("control").len() == 1 { Ok(()) } else { Err("none".to_owned()) },
+            );
         }
         writers.into_iter().flat_map(|w| w.join().expect("a writer ends")).collect::<Vec<_>>()
     });
@@ -162,9 +169,14 @@ fn a_killed_proxy_or_guest_is_back_for_the_next_request() {
     let (_, vm, token) = build(&journey);
     for _ in 0..3 {
         journey.cloud.kill("proxy");
-        assert_eq!(vm.sh(&format!("curl -s -o /dev/null -m 10 -w '%{{http_code}}' -H 'Authorization: Bearer {token}' {URL}")).out, "200");
+        assert_eq!(
+            vm.sh(&format!("curl -s -o /dev/null -m 10 -w '%{{http_code}}' -H 'Authorization: Bearer {token}' {URL}"))
+                .out,
+            "200"
+        );
         journey.cloud.kill("guest");
-        let name = vm.sh("curl -sf -m 10 -H 'Metadata-Flavor: Google' http://169.254.169.254/computeMetadata/v1/instance/name");
+        let name = vm
+            .sh("curl -sf -m 10 -H 'Metadata-Flavor: Google' http://169.254.169.254/computeMetadata/v1/instance/name");
         assert_eq!(name.ok(), "test-vm");
         assert_eq!(vm.metadata("project/project-id"), CONSUMER, "names resolve too");
     }
@@ -180,7 +192,10 @@ fn a_killed_supervisor_leaves_everything_standing_and_the_next_one_finds_it() {
     let before = resources(&journey.cloud);
     acceptance::signal("-9", i32::try_from(journey.cloud.supervisor()).expect("a pid"));
     for role in ["control", "host", "proxy", "guest"] {
-        until("the end of the roles", || if journey.cloud.pids(role).is_empty() { Ok(()) } else { Err(role.to_owned()) });
+        until(
+            "the end of the roles",
+            || if journey.cloud.pids(role).is_empty() { Ok(()) } else { Err(role.to_owned()) },
+        );
     }
     drop(vm);
     drop(journey);
@@ -224,7 +239,13 @@ fn two_clouds_with_equal_names_and_addresses_do_not_see_each_other() {
     let [(_, vm_a, token_a), (_, vm_b, token_b)] = &built;
     assert_eq!((vm_a.status(URL, token_b), vm_b.status(URL, token_a)), (401, 401), "their keys differ");
     let [a, b] = &journeys;
-    let foreign = b.cloud.call_as(Some(&a.cloud.token), "GET", "compute.googleapis.com", &format!("/compute/v1/projects/{CONSUMER}"), None);
+    let foreign = b.cloud.call_as(
+        Some(&a.cloud.token),
+        "GET",
+        "compute.googleapis.com",
+        &format!("/compute/v1/projects/{CONSUMER}"),
+        None,
+    );
     assert_eq!(foreign.status, 401);
     let links = journeys.each_ref().map(|j| j.cloud.watch_balancer(j.producer));
     assert_eq!(vm_a.status(URL, token_a), 200);
@@ -241,7 +262,9 @@ fn resources(cloud: &Cloud) -> Vec<Value> {
     let mut found = Vec::new();
     for project in [PRODUCER, CONSUMER] {
         found.push(cloud.get(&format!("projects/{project}/global/networks"))["items"].clone());
-        for collection in ["subnetworks", "addresses", "forwardingRules", "backendServices", "urlMaps", "serviceAttachments"] {
+        for collection in
+            ["subnetworks", "addresses", "forwardingRules", "backendServices", "urlMaps", "serviceAttachments"]
+        {
             found.push(cloud.get(&regional(project, collection))["items"].clone());
         }
         found.push(cloud.get(&format!("projects/{project}/zones/{}/instances", acceptance::ZONE))["items"].clone());

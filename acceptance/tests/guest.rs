@@ -113,11 +113,12 @@ fn googles_own_python_library_finds_its_identity_and_calls_the_service() {
         false => GOOGLE_AUTH.replace("import google.auth,", "import google.auth, google.auth.compute_engine,").replace(
             "token = google.oauth2.id_token.fetch_id_token(request, url)",
             "token = google.auth.compute_engine._metadata.get(request, \
-             'instance/service-accounts/default/identity?audience=' + url)"
+             'instance/service-accounts/default/identity?audience=' + url)",
         ),
     };
     let said = vm.sh(&format!("/usr/bin/python3 - '{}' 'http://{ENDPOINT}/' <<'END'\n{script}\nEND", journey.url));
-    let number = journey.cloud.call("GET", "cloudresourcemanager.googleapis.com", &format!("/v1/projects/{CONSUMER}"), None);
+    let number =
+        journey.cloud.call("GET", "cloudresourcemanager.googleapis.com", &format!("/v1/projects/{CONSUMER}"), None);
     let number = number.body["projectNumber"].as_str().expect("a number").to_owned();
     let want = format!(
         "google.auth.compute_engine.credentials {CONSUMER} {number}-compute@developer.gserviceaccount.com ya29. 200"
@@ -189,8 +190,13 @@ fn no_header_makes_one_workload_another() {
     let url = format!("http://169.254.169.254/computeMetadata/v1/instance/{email}");
     let ours = vm.metadata(&format!("instance/{email}"));
     for header in [
-        "Host: far-vm", "X-Real-IP: 10.1.0.20", "Forwarded: for=10.1.0.20", "X-Instance-Id: 1", "X-Goog-Instance: far-vm",
-        "X-Google-Metadata-Request: True", "Via: far-vm",
+        "Host: far-vm",
+        "X-Real-IP: 10.1.0.20",
+        "Forwarded: for=10.1.0.20",
+        "X-Instance-Id: 1",
+        "X-Goog-Instance: far-vm",
+        "X-Google-Metadata-Request: True",
+        "Via: far-vm",
     ] {
         let said = vm.sh(&format!("curl -s -m 10 -H 'Metadata-Flavor: Google' -H '{header}' {url}"));
         assert!(said.out == ours || !said.out.contains("gserviceaccount.com"), "{header}: {said:?}");

@@ -54,7 +54,8 @@ impl Drop for Holder {
 }
 
 fn holder() -> (Holder, String) {
-    let mut holder = Command::new(env!("CARGO_BIN_EXE_holder")).stdout(Stdio::piped()).spawn().expect("the holder starts");
+    let mut holder =
+        Command::new(env!("CARGO_BIN_EXE_holder")).stdout(Stdio::piped()).spawn().expect("the holder starts");
     let mut lines = BufReader::new(holder.stdout.take().expect("stdout is piped")).lines();
     let holder = Holder(holder);
     let name = lines.next().expect("the name of its cloud").expect("text");
@@ -95,15 +96,22 @@ fn after_kill_9_of_its_supervisor_down_removes_what_stayed() {
     let (holder, cloud) = holder();
     let is_up = |word: &String| word.contains(" up ");
     let supervisor = until("the supervisor", || {
-        let found: Vec<i32> = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|e| {
-            let pid = e.file_name().to_string_lossy().parse().ok()?;
-            let words = String::from_utf8_lossy(&fs::read(e.path().join("cmdline")).ok()?).replace('\0', " ");
-            (is_up(&words) && words.contains(&format!(" {cloud} "))).then_some(pid)
-        }).collect();
+        let found: Vec<i32> = fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(|e| {
+                let pid = e.file_name().to_string_lossy().parse().ok()?;
+                let words = String::from_utf8_lossy(&fs::read(e.path().join("cmdline")).ok()?).replace('\0', " ");
+                (is_up(&words) && words.contains(&format!(" {cloud} "))).then_some(pid)
+            })
+            .collect();
         if let [pid] = found.as_slice() { Ok(*pid) } else { Err(format!("{found:?}")) }
     });
     acceptance::signal("-9", supervisor);
-    until("the end of the supervisor", || if acceptance::is_dead(supervisor) { Ok(()) } else { Err("alive".to_owned()) });
+    until(
+        "the end of the supervisor",
+        || if acceptance::is_dead(supervisor) { Ok(()) } else { Err("alive".to_owned()) },
+    );
     assert!(traces(&cloud).iter().any(|t| t.starts_with("mount")), "networks stay");
     assert!(traces(&cloud).iter().any(|t| t.contains("shim")), "workloads stay");
     let down = Command::new(acceptance::tombolo()).args(["down", "--cloud", &cloud]).output().expect("tombolo starts");

@@ -62,13 +62,12 @@ impl<'j> Scene<'j> {
 fn an_endpoint_on_no_list_is_pending_and_none_of_its_packets_reaches_the_producer() {
     let journey = JOURNEY.get(|| Journey::up(&[]));
     let scene = Scene::new(&journey, "unlisted", "10.0.32.0/24");
-    scene.attach("att-unlisted", &json!({"consumerAcceptLists": [{"projectIdOrNum": CONSUMER, "connectionLimit": 10}]}));
+    scene
+        .attach("att-unlisted", &json!({"consumerAcceptLists": [{"projectIdOrNum": CONSUMER, "connectionLimit": 10}]}));
     let address = scene.consumer.endpoint("e", "att-unlisted", None);
     assert_eq!(scene.consumer.status("e", "att-unlisted"), PENDING);
-    let (at_vm, at_balancer) = (
-        journey.cloud.watch_vm(scene.network(), &scene.vm.workload),
-        journey.cloud.watch_balancer(journey.producer),
-    );
+    let (at_vm, at_balancer) =
+        (journey.cloud.watch_vm(scene.network(), &scene.vm.workload), journey.cloud.watch_balancer(journey.producer));
     let tried = scene.vm.sh(&format!("curl -s -o /dev/null -m {} http://{address}/", THREE_SECONDS.as_secs_f32()));
     assert_eq!(tried.code, Some(28), "it times out: {tried:?}");
     let tries = at_vm.opened_to(address.parse().unwrap());
@@ -121,7 +120,8 @@ fn a_removed_list_entry_cuts_the_open_connection_at_both_ends_without_a_word() {
     assert!(streams.ask("/stream?ms=700").starts_with("HTTP/1.1 200"), "the answer has begun");
     assert!(at_vm.count(|h| h.src == endpoint && h.payload_bytes > 0) >= 2, "bytes flow on both");
 
-    journey.change("att-removed", &json!({"consumerAcceptLists": [{"projectIdOrNum": CONSUMER, "connectionLimit": 10}]}));
+    journey
+        .change("att-removed", &json!({"consumerAcceptLists": [{"projectIdOrNum": CONSUMER, "connectionLimit": 10}]}));
     let (before, arrived) = (at_vm.seen().len(), link.seen().len());
     assert_eq!(scene.consumer.status("e", "att-removed"), PENDING);
     rests.say("/headers");
@@ -148,37 +148,47 @@ fn a_removed_list_entry_cuts_the_open_connection_at_both_ends_without_a_word() {
 fn every_transition_shows_at_both_ends_and_in_packets() {
     let journey = JOURNEY.get(|| Journey::up(&[]));
     let scene = Scene::new(&journey, "moving", "10.0.35.0/24");
-    let none = || json!([]);
-    let on = || scene.on_list(10);
-    let rejected = || json!([scene.consumer.project]);
-    let other = || json!([{"projectIdOrNum": CONSUMER, "connectionLimit": 1}]);
-    let (automatic, manual) = ("ACCEPT_AUTOMATIC", "ACCEPT_MANUAL");
-    type Row = (&'static str, Value, &'static str, bool, Value, &'static str);
+    let other = json!([{"projectIdOrNum": CONSUMER, "connectionLimit": 1}]);
+    let nothing = json!({});
+    let listed = json!({"consumerAcceptLists": scene.on_list(10)});
+    let others = json!({"consumerAcceptLists": other});
+    let rejected = json!({"consumerRejectLists": [scene.consumer.project]});
+    let unrejected = json!({"consumerRejectLists": []});
+    let automatic = json!({"connectionPreference": "ACCEPT_AUTOMATIC"});
+    let manual = json!({"connectionPreference": "ACCEPT_MANUAL"});
+    let both = merged(&listed, &rejected);
+    let automatic_but = merged(&automatic, &rejected);
+    // What happens; the attachment and the status before; whether it reconciles; the change and the status after.
+    type Row<'a> = (&'a str, &'a Value, &'a str, bool, Value, &'a str);
     let rows: Vec<Row> = vec![
-        ("accept entry added", json!({}), PENDING, false, json!({"consumerAcceptLists": on()}), ACCEPTED),
-        ("accept entry removed", json!({"consumerAcceptLists": on()}), ACCEPTED, false, json!({"consumerAcceptLists": other()}), ACCEPTED),
-        ("accept entry removed", json!({"consumerAcceptLists": on()}), ACCEPTED, true, json!({"consumerAcceptLists": other()}), PENDING),
-        ("accept entry replaced by a reject entry", json!({"consumerAcceptLists": on()}), ACCEPTED, true, json!({"consumerAcceptLists": none(), "consumerRejectLists": rejected()}), REJECTED),
-        ("reject entry added while it waits", json!({}), PENDING, false, json!({"consumerRejectLists": rejected()}), REJECTED),
-        ("reject entry added", json!({"consumerAcceptLists": on()}), ACCEPTED, false, json!({"consumerRejectLists": rejected()}), ACCEPTED),
-        ("reject entry added", json!({"consumerAcceptLists": on()}), ACCEPTED, true, json!({"consumerRejectLists": rejected()}), REJECTED),
-        ("reject entry removed", json!({"consumerRejectLists": rejected()}), REJECTED, false, json!({"consumerRejectLists": none()}), REJECTED),
-        ("reject entry removed", json!({"consumerRejectLists": rejected()}), REJECTED, true, json!({"consumerRejectLists": none()}), PENDING),
-        ("reject entry becomes accept entry", json!({"consumerRejectLists": rejected()}), REJECTED, true, json!({"consumerRejectLists": none(), "consumerAcceptLists": on()}), ACCEPTED),
-        ("both lists", json!({"consumerAcceptLists": on(), "consumerRejectLists": rejected()}), REJECTED, false, json!({"description": "still on both"}), REJECTED),
-        ("automatic, reject entry added", json!({"connectionPreference": automatic}), ACCEPTED, false, json!({"consumerRejectLists": rejected()}), ACCEPTED),
-        ("automatic, reject entry added", json!({"connectionPreference": automatic}), ACCEPTED, true, json!({"consumerRejectLists": rejected()}), REJECTED),
-        ("automatic, reject entry removed", json!({"connectionPreference": automatic, "consumerRejectLists": rejected()}), REJECTED, true, json!({"consumerRejectLists": none()}), ACCEPTED),
-        ("manual to automatic", json!({}), PENDING, false, json!({"connectionPreference": automatic}), ACCEPTED),
-        ("automatic to manual", json!({"connectionPreference": automatic}), ACCEPTED, false, json!({"connectionPreference": manual}), ACCEPTED),
-        ("automatic to manual", json!({"connectionPreference": automatic}), ACCEPTED, true, json!({"connectionPreference": manual}), PENDING),
-        ("reconciliation switched on", json!({"consumerAcceptLists": on()}), ACCEPTED, false, json!({"consumerAcceptLists": other(), "reconcileConnections": true}), PENDING),
+        ("accept entry added", &nothing, PENDING, false, listed.clone(), ACCEPTED),
+        ("accept entry removed", &listed, ACCEPTED, false, others.clone(), ACCEPTED),
+        ("accept entry removed", &listed, ACCEPTED, true, others.clone(), PENDING),
+        ("reject entry added while it waits", &nothing, PENDING, false, rejected.clone(), REJECTED),
+        ("reject entry added", &listed, ACCEPTED, false, rejected.clone(), ACCEPTED),
+        ("reject entry added", &listed, ACCEPTED, true, rejected.clone(), REJECTED),
+        ("reject entry removed", &rejected, REJECTED, false, unrejected.clone(), REJECTED),
+        ("reject entry removed", &rejected, REJECTED, true, unrejected.clone(), PENDING),
+        ("reject entry becomes accept entry", &rejected, REJECTED, true, merged(&unrejected, &listed), ACCEPTED),
+        ("on both lists", &both, REJECTED, false, json!({"description": "still on both"}), REJECTED),
+        ("automatic, reject entry added", &automatic, ACCEPTED, false, rejected.clone(), ACCEPTED),
+        ("automatic, reject entry added", &automatic, ACCEPTED, true, rejected.clone(), REJECTED),
+        ("automatic, reject entry removed", &automatic_but, REJECTED, true, unrejected.clone(), ACCEPTED),
+        ("manual to automatic", &nothing, PENDING, false, automatic.clone(), ACCEPTED),
+        ("automatic to manual", &automatic, ACCEPTED, false, manual.clone(), ACCEPTED),
+        ("automatic to manual", &automatic, ACCEPTED, true, manual.clone(), PENDING),
+        (
+            "reconciliation on",
+            &listed,
+            ACCEPTED,
+            false,
+            merged(&others, &json!({"reconcileConnections": true})),
+            PENDING,
+        ),
     ];
     for (what, before, first, reconcile, change, then) in rows {
         let what = format!("{what}, reconcile {reconcile}");
-        let mut fields = before;
-        fields["reconcileConnections"] = json!(reconcile);
-        scene.attach("att-moving", &fields);
+        scene.attach("att-moving", &merged(before, &json!({"reconcileConnections": reconcile})));
         let address = scene.consumer.endpoint("e", "att-moving", None);
         assert_eq!(scene.consumer.status("e", "att-moving"), first, "{what}: before");
         if first == ACCEPTED {
@@ -217,7 +227,8 @@ fn a_nat_subnet_of_eight_addresses_serves_four_endpoints_and_the_fifth_needs_att
     let journey = JOURNEY.get(|| Journey::up(&[]));
     let scene = Scene::new(&journey, "narrow", "10.0.37.0/29");
     scene.attach("att-narrow", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
-    let addresses: Vec<String> = (1..=5).map(|n| scene.consumer.endpoint(&format!("e{n}"), "att-narrow", None)).collect();
+    let addresses: Vec<String> =
+        (1..=5).map(|n| scene.consumer.endpoint(&format!("e{n}"), "att-narrow", None)).collect();
     let statuses: Vec<String> = (1..=5).map(|n| scene.consumer.status(&format!("e{n}"), "att-narrow")).collect();
     assert_eq!(statuses, [ACCEPTED, ACCEPTED, ACCEPTED, ACCEPTED, "NEEDS_ATTENTION"]);
     let balancer = journey.cloud.watch_balancer(journey.producer);
@@ -237,8 +248,20 @@ fn a_nat_subnet_of_eight_addresses_serves_four_endpoints_and_the_fifth_needs_att
     scene.prove(&addresses[4], ACCEPTED, "from the second subnet");
 }
 
+fn merged(one: &Value, other: &Value) -> Value {
+    let mut all = one.clone();
+    for (field, value) in other.as_object().expect("fields") {
+        all[field] = value.clone();
+    }
+    all
+}
+
 fn delete_attachment(journey: &Journey, name: &str) {
-    journey.cloud.compute("DELETE", &acceptance::journey::regional(PRODUCER, &format!("serviceAttachments/{name}")), json!({}));
+    journey.cloud.compute(
+        "DELETE",
+        &acceptance::journey::regional(PRODUCER, &format!("serviceAttachments/{name}")),
+        json!({}),
+    );
 }
 
 fn in_range(address: std::net::IpAddr, first: [u8; 3]) -> bool {

@@ -88,9 +88,8 @@ fn every_forged_stale_or_misdirected_token_is_answered_401_and_the_good_one_200(
         header
     };
     let pem = public_pem(key.public()).unwrap();
-    let by_public_key = |message: &[u8]| {
-        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, pem.as_bytes()), message).as_ref().to_vec()
-    };
+    let by_public_key =
+        |message: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, pem.as_bytes()), message).as_ref().to_vec();
     let stranger = SigningKey::generate().unwrap();
     let access: Value = serde_json::from_str(&vm.metadata("instance/service-accounts/default/token")).unwrap();
     let mut altered = claims.clone();
@@ -108,8 +107,16 @@ fn every_forged_stale_or_misdirected_token_is_answered_401_and_the_good_one_200(
         ("alg none", jws(&with("alg", "none"), &claims, |_| Vec::new()), 401),
         ("HS256 with the public key as the secret", jws(&with("alg", "HS256"), &claims, by_public_key), 401),
         ("signed by a stranger under our key's name", jws(&header, &claims, |m| stranger.sign(m)), 401),
-        ("signed by a stranger under its own name", jws(&with("kid", stranger.kid()), &claims, |m| stranger.sign(m)), 401),
-        ("altered", jws(&header, &altered, |_| base64::decode(Form::Url, good.rsplit('.').next().unwrap()).unwrap()), 401),
+        (
+            "signed by a stranger under its own name",
+            jws(&with("kid", stranger.kid()), &claims, |m| stranger.sign(m)),
+            401,
+        ),
+        (
+            "altered",
+            jws(&header, &altered, |_| base64::decode(Form::Url, good.rsplit('.').next().unwrap()).unwrap()),
+            401,
+        ),
         ("an access token", access["access_token"].as_str().expect("an access token").to_owned(), 401),
     ];
     let mut wrong = Vec::new();

@@ -32,7 +32,10 @@ fn a_call_right_after_its_endpoint_was_made_never_fails() {
     // A NAT address rests for two minutes after its endpoint is gone, so there must be one for every round.
     let purpose = Some("PRIVATE_SERVICE_CONNECT");
     journey::create_subnet(&journey.client(), PRODUCER, "producer-vpc", "wide", "10.0.16.0/20", purpose).unwrap();
-    journey.attach("att", &json!({"connectionPreference": "ACCEPT_AUTOMATIC", "natSubnets": [subnet_link(PRODUCER, "wide")]}));
+    journey.attach(
+        "att",
+        &json!({"connectionPreference": "ACCEPT_AUTOMATIC", "natSubnets": [subnet_link(PRODUCER, "wide")]}),
+    );
     let consumer = journey.consumer("10.1.0.0/16");
     let vms: Vec<Vm> = (0..LANES).map(|n| consumer.vm(&format!("vm-{n}"), None)).collect();
     let token = vms[0].id_token(&journey.url);

@@ -113,11 +113,16 @@ fn two_consumers_with_equal_addresses_and_ports_talk_at_once_and_each_hears_its_
     for link in &links {
         let opened = link.opened();
         let [one] = opened.as_slice() else { panic!("one connection each: {opened:?}") };
-        assert_eq!((one.src.to_string(), one.src_port, one.dst.to_string()), ("10.0.0.9".into(), PORT, ENDPOINT.into()));
+        assert_eq!(
+            (one.src.to_string(), one.src_port, one.dst.to_string()),
+            ("10.0.0.9".into(), PORT, ENDPOINT.into())
+        );
         spans.push(link.span(ours).expect("frames"));
     }
     let both = spans.iter().map(|s| s.0).max() < spans.iter().map(|s| s.1).min();
     assert!(both, "both connections were open at once: {spans:?}");
-    let peers = pages.each_ref().map(|p| p.lines().find(|l| l.starts_with("peer: ")).map(|l| l.rsplit_once(']').map(|x| x.0.to_owned())));
+    let peers = pages
+        .each_ref()
+        .map(|p| p.lines().find(|l| l.starts_with("peer: ")).map(|l| l.rsplit_once(']').map(|x| x.0.to_owned())));
     assert_ne!(peers[0], peers[1], "the service tells them apart by their NAT addresses");
 }
