@@ -178,8 +178,10 @@ fn files_of(path: &Path) -> Result<Vec<(String, fs::File)>, ImageError> {
 
 /// Gives the files of an unpacked layer the owners they have in the image, and moves it to its place.
 fn adopt_layer(from: &Path, to: &Path, uid_base: u32) -> io::Result<()> {
-    let dir = fs::File::open(from)?;
-    give_away(&OwnedFd::from(dir.try_clone()?), uid_base)?;
+    // What the unpacker says is a directory may be a link to one of the host's, should a stranger have taken it over.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(from, flags, Mode::empty())?;
+    give_away(&dir, uid_base)?;
     shift(dir.as_fd(), c".", uid_base)?;
     rustix::fs::syncfs(&dir)?;
     fs::rename(from, to)

@@ -7,6 +7,7 @@
 use std::{
     ffi::CString,
     fs, io,
+    io::Read,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixStream},
@@ -39,6 +40,8 @@ const MASKED_DIRS: &[&str] = &["/proc/acpi", "/proc/asound", "/proc/scsi", "/sys
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// The host directory over which the first root is mounted, for a moment and in the sandbox's own mount namespace only.
 const STAGE: &str = "/tmp";
+/// As much of /etc/passwd and /etc/group is read, in bytes.
+const TABLE_BYTES_MAX: u64 = 1 << 20;
 /// The exit code when nothing could be executed: what shells say when a command is not executable.
 const NOT_EXECUTED: i32 = 126;
 
@@ -299,8 +302,7 @@ fn run(
     terminal: bool,
     filter: &Filter,
 ) -> Result<std::convert::Infallible, Fault> {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let user = resolve(&command.user, &read("/etc/passwd"), &read("/etc/group"))
+    let user = resolve(&command.user, &read_table("/etc/passwd"), &read_table("/etc/group"))
         .map_err(io::Error::other)
         .doing(format!("become user {:?}", command.user))?;
     for (number, stream) in (0..).zip(streams) {
@@ -325,6 +327,22 @@ fn run(
     let program = find_program(&command.argv[0], &env);
     let env = env.iter().map(|(k, v)| c_string(&format!("{k}={v}"))).collect::<Result<Vec<_>, _>>()?;
     Err(sys::execute(&c_string(&program)?, &argv, &env)).doing(format!("execute {program}"))
+}
+
+/// A file of the workload's, which may put anything in its place: a pipe that never ends, a device that ends never. What
+/// is no ordinary file, or not text, reads as empty.
+fn read_table(path: &str) -> String {
+    let open = || -> io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+        let mut text = String::new();
+        if kind == rustix::fs::FileType::RegularFile {
+            fs::File::from(file).take(TABLE_BYTES_MAX).read_to_string(&mut text)?;
+        }
+        Ok(text)
+    };
+    open().unwrap_or_default()
 }
 
 fn die_with_shim() -> Result<(), Fault> {

@@ -42,6 +42,9 @@ pub struct Config {
     pub shim_argv: Vec<OsString>,
 }
 
+/// A shim that does not answer for this long is broken; whoever asked goes on without it. Longer than anything it does.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
 /// Something that happened to a sandbox.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -94,7 +97,7 @@ impl Launcher {
             .map_err(|source| Error::Spawn { program: program.into(), source })?;
         let mut shim = ShimProcess(Some(child));
         // Declared after the process, so on an error the connection is closed before the process is waited for.
-        let mut link = Link { name, receiver: ipc::Receiver::new(ours) };
+        let mut link = Link::over(name, ours)?;
         let birth = Birth {
             cloud: self.config.cloud.clone(),
             run_dir: self.config.run_dir.clone(),
@@ -118,7 +121,7 @@ impl Launcher {
         for path in entries(&dir, "sock")? {
             let Ok(stream) = UnixStream::connect(&path) else { continue };
             let name = path.display().to_string();
-            let mut link = Link { name, receiver: ipc::Receiver::new(stream) };
+            let mut link = Link::over(name, stream)?;
             let status = match link.ask(&Request::Status, &[]) {
                 Ok((Answer::Status(status), _)) => status,
                 Ok(_) | Err(_) => continue,
@@ -310,7 +313,7 @@ impl Running {
     fn connect(&self) -> Result<Link, Error> {
         let stream =
             UnixStream::connect(&self.socket).map_err(|source| Error::Connect { path: self.socket.clone(), source })?;
-        Ok(Link { name: self.id.0.clone(), receiver: ipc::Receiver::new(stream) })
+        Link::over(self.id.0.clone(), stream)
     }
 }
 
@@ -364,6 +367,7 @@ impl Exec {
 
     /// Waits for its end, for as long as it takes.
     pub fn wait(mut self) -> Result<ExecStatus, Error> {
+        self.link.be_patient()?;
         match self.link.recv()? {
             (Answer::ExecEnded { code, signal }, _) => Ok(ExecStatus { code, signal }),
             (other, _) => Err(self.link.unexpected(other)),
@@ -378,6 +382,21 @@ struct Link {
 }
 
 impl Link {
+    fn over(name: String, stream: UnixStream) -> Result<Link, Error> {
+        let limited =
+            stream.set_read_timeout(Some(ANSWER_MAX)).and_then(|()| stream.set_write_timeout(Some(ANSWER_MAX)));
+        match limited {
+            Ok(()) => Ok(Link { name, receiver: ipc::Receiver::new(stream) }),
+            Err(source) => Err(Error::Talk { name, source }),
+        }
+    }
+
+    /// The next answer may take as long as it takes.
+    fn be_patient(&self) -> Result<(), Error> {
+        let unlimited = self.receiver.stream().set_read_timeout(None);
+        unlimited.map_err(|source| Error::Talk { name: self.name.clone(), source })
+    }
+
     fn send<T: serde::Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         ipc::send(self.receiver.stream(), message, fds).map_err(|source| match source.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Error::Gone { name: self.name.clone() },

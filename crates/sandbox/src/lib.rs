@@ -35,4 +35,5 @@ mod wire;
 pub use error::Error;
 pub use launcher::{Config, Event, Exec, ExecStatus, Launcher, Parked, Running, Stdio};
 pub use shim::shim_main;
+pub use sys::close_inherited;
 pub use wire::{ExecRequest, Status};

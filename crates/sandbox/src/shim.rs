@@ -49,6 +49,8 @@ const OPEN_FILES: u64 = 25_000;
 const OOM_SCORE: &str = "500";
 /// A launcher that neither reads nor writes for this long is given up.
 const TALK_MAX: Duration = Duration::from_secs(5);
+/// What enters a sandbox and has not executed its program by then is given up: the workload may have stopped it.
+const ENTER_MAX: Duration = Duration::from_secs(10);
 /// Connections to one shim; more wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 256;
 

@@ -157,6 +157,12 @@ pub(crate) fn close_from(first: u32, at_exec: bool) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
 }
 
+/// Closes whatever this process was born with beside its three standard streams: its ancestors may have had files open
+/// that are not its business. For the very start of `main`, when nothing has been opened yet.
+pub fn close_inherited() -> io::Result<()> {
+    close_from(3, false)
+}
+
 /// Closes everything but the three standard streams and `kept`. For a copy of a process, which has no use for what its
 /// original held; the values that owned the rest must not be used again.
 pub(crate) fn keep_only(kept: BorrowedFd<'_>) -> io::Result<OwnedFd> {

@@ -51,6 +51,11 @@ impl Layer {
         self.add(EntryType::Regular, name, 0o644, 0, "", content.as_bytes())
     }
 
+    /// An empty file with a name that does not fit into a header.
+    fn long(self, name: &str) -> Layer {
+        self.add(EntryType::GNULongName, "././@LongLink", 0o644, 0, "", name.as_bytes()).file("x", "")
+    }
+
     fn dir(self, name: &str) -> Layer {
         self.add(EntryType::Directory, name, 0o755, 0, "", b"")
     }
@@ -267,6 +272,19 @@ fn sizes_and_owners_beyond_the_limits_are_refused() {
     assert!(refused_layer(Layer(header.as_bytes().to_vec())).contains("larger than"));
     let why = refused_layer(Layer::default().add(EntryType::Regular, "a", 0o644, 70_000, "", b"x"));
     assert!(why.contains("70000"), "{why}");
+}
+
+#[test]
+fn a_tree_too_deep_to_be_removed_again_is_refused() {
+    for deep in [200, 40_000] {
+        let layer = Layer::default().long(&format!("{}f", "d/".repeat(deep)));
+        let why = refused_layer(layer);
+        assert!(why.contains("more than 128 directories"), "{deep}: {why}");
+    }
+    let scene = Scene::new();
+    let layer = Layer::default().long(&format!("{}f", "d/".repeat(100)));
+    let path = layout(&scene.dir.join("image"), &[layer.done()], gzip);
+    load(&loader(&scene), &path).unwrap();
 }
 
 #[test]

@@ -8,10 +8,11 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     os::fd::AsFd,
+    sync::mpsc,
 };
 
-use sandbox::Running;
-use scene::{Scene, exec, request, sh, wait_until};
+use sandbox::{Running, Stdio};
+use scene::{PATIENCE, Scene, exec, request, sh, wait_until};
 
 /// Dials from inside the sandbox's network namespace.
 fn get(sandbox: &Running, address: &str, path: &str) -> String {
@@ -203,4 +204,32 @@ fn the_hello_page_hides_its_test_paths_unless_asked_to_show_them() {
     get(&test, "127.0.0.1:8080", "/exit?code=3");
     let (code, ..) = scene.exit();
     assert_eq!(code, Some(3));
+}
+
+/// Whatever a workload does to a command on its way in, the shim answers the next question.
+fn still_answers(vm: &Running, what: &str) {
+    let (tell, answered) = mpsc::channel();
+    let (asked, stranger) = (vm.clone(), vm.clone());
+    let streams = || std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+    // Threads, for a shim that is held up would hold up this test.
+    std::thread::spawn(move || {
+        let (i, o, e) = (streams(), streams(), streams());
+        let streams = Stdio::Streams { stdin: i.as_fd(), stdout: o.as_fd(), stderr: e.as_fd() };
+        tell.send(stranger.exec(&request(&["/bin/true"]), streams).map(|exec| exec.pid())).ok();
+    });
+    assert!(answered.recv_timeout(PATIENCE).is_ok(), "{what}: nobody says whether the command was executed");
+    assert_eq!(asked.status().unwrap().id, *vm.id(), "{what}");
+}
+
+#[test]
+fn a_vm_whose_list_of_users_is_a_pipe_does_not_hold_up_its_shim() {
+    let scene = Scene::new();
+    let vm = scene.start("till", &scene.vm(0));
+    let said = sh(&vm, "rm /etc/passwd && mkfifo /etc/passwd");
+    assert_eq!(said.status.code, Some(0), "{}", said.err);
+    still_answers(&vm, "a pipe");
+    let mut by_number = request(&["/bin/sh", "-c", "ln -sf /dev/zero /etc/passwd"]);
+    by_number.user = "0".into();
+    assert_eq!(exec(&vm, &by_number, "").status.code, Some(0));
+    still_answers(&vm, "a device without an end");
 }

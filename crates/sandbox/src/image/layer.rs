@@ -23,6 +23,8 @@ use crate::builtin::hex;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Directories within directories. Whoever unpacks, gives away or removes a tree holds one open file for each.
+const DEPTH_MAX: usize = 128;
 /// Names by which a layer says what it takes away from those below it. Source: OCI image layer specification.
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -63,6 +65,8 @@ pub(super) enum LayerError {
     Digest { found: String },
     #[error("the name {name:?} leads out of the image or through a link")]
     Name { name: String },
+    #[error("a name of more than {DEPTH_MAX} directories")]
+    Depth,
     #[error("{name:?} belongs to id {id}, above the {SANDBOX_UIDS} of a sandbox")]
     Owner { name: String, id: u64 },
     #[error("{name:?} is of the kind {kind:?}, which is not supported")]
@@ -219,6 +223,9 @@ fn walk<'a>(root: &OwnedFd, path: &'a Path) -> Result<Option<(OwnedFd, &'a OsStr
         }
     }
     let Some(last) = names.pop() else { return Ok(None) };
+    if names.len() > DEPTH_MAX {
+        return Err(LayerError::Depth);
+    }
     let mut dir = root.try_clone().map_err(|source| LayerError::Write { name: "/".into(), source })?;
     for name in names {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -13,7 +13,7 @@ use std::{
 use model::limits::SANDBOX_UIDS;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
-use super::OOM_SCORE;
+use super::{ENTER_MAX, OOM_SCORE};
 use crate::{
     cgroup::Group,
     inside,
@@ -35,6 +35,7 @@ impl Sandbox {
     /// Returns when the sandbox is parked.
     pub(super) fn create(uid_base: u32, group: &Group, filter: &Filter) -> io::Result<Sandbox> {
         let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(ENTER_MAX))?;
         let pid = sibling(group, |report| {
             let child = sys::fork_into_namespaces(|| inside::pid_one(&theirs, filter))?;
             report(child)

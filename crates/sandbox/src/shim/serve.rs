@@ -12,7 +12,7 @@ use std::{
 use model::planned::host::SandboxEvent;
 use rustix::process::{Pid, Signal};
 
-use super::{OOM_SCORE, Shim, birth::sibling};
+use super::{ENTER_MAX, OOM_SCORE, Shim, birth::sibling};
 use crate::{
     inside, sys,
     wire::{Answer, ExecRequest, Outward, Request, Status},
@@ -136,6 +136,7 @@ impl Shim {
 
     fn try_exec(&mut self, request: &ExecRequest, streams: Vec<OwnedFd>) -> io::Result<(i32, Option<OwnedFd>)> {
         let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(ENTER_MAX))?;
         let pid = sibling(&self.group, |report| {
             // While the file system is still the host's.
             fs::write("/proc/self/oom_score_adj", OOM_SCORE)?;
@@ -143,16 +144,25 @@ impl Shim {
             report(sys::fork_sibling(|| inside::newcomer(&theirs, request, streams, &self.filter))?)
         })?;
         drop(theirs);
-        let mut link = ipc::Receiver::new(ours);
-        let mut terminal = None;
-        loop {
-            match link.recv::<Outward>()? {
-                // Closed by exec.
-                None => return Ok((pid.as_raw_nonzero().get(), terminal)),
-                Some((Outward::Terminal, fds)) => terminal = fds.into_iter().next(),
-                Some((Outward::Fault { why }, _)) => return Err(io::Error::other(why)),
-                Some((Outward::Prepared, _)) => return Err(io::ErrorKind::InvalidData.into()),
-            }
+        let entered = wait_for_exec(ipc::Receiver::new(ours));
+        if entered.is_err() {
+            // It may have ended; it is our child and not yet reaped, so the number is still its.
+            rustix::process::kill_process(pid, Signal::KILL).ok();
+        }
+        Ok((pid.as_raw_nonzero().get(), entered?))
+    }
+}
+
+/// Listens to a newcomer until it has executed its program; its terminal, if it opened one.
+fn wait_for_exec(mut link: ipc::Receiver) -> io::Result<Option<OwnedFd>> {
+    let mut terminal = None;
+    loop {
+        match link.recv::<Outward>()? {
+            // Closed by exec.
+            None => return Ok(terminal),
+            Some((Outward::Terminal, fds)) => terminal = fds.into_iter().next(),
+            Some((Outward::Fault { why }, _)) => return Err(io::Error::other(why)),
+            Some((Outward::Prepared, _)) => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
