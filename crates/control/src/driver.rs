@@ -450,7 +450,8 @@ impl Driver {
 
     fn outcome(&self, waits: &Waits) -> Option<Option<Fault>> {
         let mut fault = None;
-        let mut open = waits.proxy.is_some_and(|m| m > self.proxy_applied) || waits.guest.is_some_and(|m| m > self.guest_applied);
+        let mut open =
+            waits.proxy.is_some_and(|m| m > self.proxy_applied) || waits.guest.is_some_and(|m| m > self.guest_applied);
         for (cell, generation) in &waits.cells {
             match self.observed.get(cell) {
                 Some((seen, why)) if seen >= generation => {

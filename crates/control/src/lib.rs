@@ -6,8 +6,8 @@
 //! Refuses to know: HTTP and wire formats (`api`), the kernel (`host`), bytes of workloads (`proxy`, `guest`).
 
 pub mod accounts;
-pub mod credentials;
 mod change;
+pub mod credentials;
 pub mod driver;
 pub mod entries;
 pub mod instances;
@@ -21,5 +21,6 @@ pub mod projects;
 pub mod psc;
 pub mod random;
 pub mod run;
+mod sweep;
 pub mod tokens;
 pub mod world;

@@ -27,6 +27,8 @@ pub const BATCH_PARTS_MAX: usize = 1_000;
 pub const OPERATION_WAIT_MAX: Duration = Duration::from_secs(120);
 /// Finished operations stay readable this long. Source: Compute, about 14 days.
 pub const OPERATION_KEEP: Duration = Duration::from_secs(14 * 86_400);
+/// Of more Compute operations than this, finished ones are forgotten before their time, the oldest first.
+pub const OPERATIONS_MAX: usize = 20_000;
 /// A mutation that packets do not obey within this ends as a failed operation.
 pub const OPERATION_DEADLINE: Duration = Duration::from_secs(300);
 /// Page sizes. Source: Compute `maxResults` 0..=500; Logging `pageSize` up to 1000.

@@ -21,6 +21,13 @@ pub struct Instance {
     pub description: Option<String>,
     /// `start` and `stop` flip it.
     pub wanted: Power,
+    /// What becomes of a VM that ends by itself: it is started again, or stays off.
+    #[serde(default = "yes")]
+    pub automatic_restart: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -172,3 +172,44 @@ fn a_vm_without_scopes_gets_no_token_rather_than_one_for_everything() {
     assert_eq!(call(Method::GET, "consumer-1/global/networks"), 200);
     assert_eq!(call(Method::POST, "consumer-1/global/networks"), 403);
 }
+
+#[test]
+fn what_stands_in_another_project_is_not_told_by_who_is_refused_how() {
+    let cloud = Cloud::new();
+    for project in ["consumer-1", "consumer-2"] {
+        cloud.consumer(project);
+    }
+    let far = format!("consumer-2/regions/{R}");
+    let hidden = json!({"name": "hidden", "addressType": "INTERNAL", "address": "10.1.0.77",
+                        "subnetwork": cloud.url(&format!("{far}/subnetworks/cs"))});
+    cloud.make(&format!("{far}/addresses"), hidden);
+    let refusal = |interface: Value| {
+        let vm = body("x", json!({"networkInterfaces": [interface]}));
+        let (status, _, message) = cloud.refused(Method::POST, &instances(), vm);
+        (status, message)
+    };
+    let address = |name: &str| {
+        let own = json!({"network": "global/networks/cv", "subnetwork": format!("regions/{R}/subnetworks/cs")});
+        let mut interface = own;
+        interface["networkIP"] = cloud.url(&format!("{far}/addresses/{name}")).into();
+        refusal(interface).1.replace(name, "NAME")
+    };
+    assert_eq!(address("hidden"), address("absent"));
+    let subnet = |name: &str| {
+        let (status, why) = refusal(json!({"subnetwork": cloud.url(&format!("{far}/subnetworks/{name}"))}));
+        (status, why.replace(&format!("subnetworks/{name}"), "NAME"))
+    };
+    assert_eq!(subnet("cs"), subnet("absent"));
+}
+
+#[test]
+fn a_vm_shows_whether_it_is_started_again_when_it_ends() {
+    let cloud = Cloud::new();
+    cloud.consumer("consumer-1");
+    let shown = |name: &str, scheduling: Value| {
+        cloud.make(&instances(), body(name, json!({"scheduling": scheduling})))["scheduling"].clone()
+    };
+    assert_eq!(shown("by-default", json!({}))["automaticRestart"], true);
+    let once = shown("once", json!({"automaticRestart": false, "onHostMaintenance": "TERMINATE"}));
+    assert_eq!((&once["automaticRestart"], &once["onHostMaintenance"]), (&json!(false), &json!("TERMINATE")));
+}

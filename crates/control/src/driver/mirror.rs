@@ -29,15 +29,18 @@ impl<K: Ord + Clone, V: PartialEq + Clone> Mirror<K, V> {
 
     /// What to send so that the other side holds exactly `want`; afterwards it counts as sent.
     pub fn update(&mut self, want: BTreeMap<K, V>) -> Vec<Delta<K, V>> {
-        let mut deltas = Vec::new();
-        for (key, value) in &want {
-            if self.sent.get(key) != Some(value) {
-                deltas.push(Delta::Set(key.clone(), value.clone()));
-            }
-        }
-        deltas.extend(self.sent.keys().filter(|k| !want.contains_key(k)).cloned().map(Delta::Unset));
+        let set = want.iter().filter(|(key, value)| self.sent.get(*key) != Some(*value));
+        let set = set.map(|(key, value)| Delta::Set(key.clone(), value.clone()));
+        let unset = self.sent.keys().filter(|key| !want.contains_key(*key)).cloned().map(Delta::Unset);
+        let deltas = set.chain(unset).collect();
         self.sent = want;
         deltas
+    }
+
+    /// The keys about which something would have to be said, were there somebody to say it to.
+    pub fn pending<'a>(&'a self, want: &'a BTreeMap<K, V>) -> impl Iterator<Item = &'a K> {
+        let set = want.iter().filter(|(key, value)| self.sent.get(*key) != Some(*value)).map(|(key, _)| key);
+        set.chain(self.sent.keys().filter(|key| !want.contains_key(*key)))
     }
 }
 
@@ -51,11 +54,12 @@ mod tests {
         let one = BTreeMap::from([("a", 1), ("b", 2)]);
         assert_eq!(mirror.update(one.clone()), [Delta::Set("a", 1), Delta::Set("b", 2)]);
         assert_eq!(mirror.update(one.clone()), []);
-        assert_eq!(mirror.update(BTreeMap::from([("b", 3), ("c", 4)])), [
-            Delta::Set("b", 3),
-            Delta::Set("c", 4),
-            Delta::Unset("a")
-        ]);
+        assert_eq!(
+            mirror.update(BTreeMap::from([("b", 3), ("c", 4)])),
+            [Delta::Set("b", 3), Delta::Set("c", 4), Delta::Unset("a")]
+        );
+        let want = BTreeMap::from([("b", 4), ("d", 5)]);
+        assert_eq!(mirror.pending(&want).copied().collect::<Vec<_>>(), ["b", "d", "c"], "what goes is news as well");
         mirror.forget();
         assert_eq!(mirror.update(one).len(), 2);
     }

@@ -1,11 +1,7 @@
 //! What of the plans and of what is reported belongs to no one operation: container instances, tokens for workloads,
 //! records for the logs, VMs that ended by themselves.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use logs::Journal;
 use model::{
@@ -17,15 +13,17 @@ use model::{
         host::{CellId, CellPlan, FromHost, SandboxEvent},
     },
     time::Timestamp,
+    vm,
 };
 
 use crate::{
     entries,
     instances::{Action, Event, Fleet, Tuning},
+    kind::Record,
     ops::{Change, Control},
     random, run,
     tokens::Mint,
-    world::{Holder, World},
+    world::{Holder, SeatRecord, World},
 };
 
 /// How often it is asked whether the signing key is due.
@@ -132,7 +130,7 @@ impl Serving {
             }
             Some((now, Holder::Vm(_))) if now == incarnation => {
                 if let SandboxEvent::Exited { .. } = event {
-                    restart_vm(control, workload, incarnation);
+                    vm_ended(control, workload, incarnation);
                 }
                 false
             }
@@ -192,7 +190,9 @@ fn act(control: &Control, action: &Action) -> Result<(), Fault> {
         Action::Drain(_) => Ok(()),
         Action::Stop(workload) => commit(control, Change::NoSeat(workload.clone())),
         Action::RevisionReady(key) => run::revision_ready(control, key),
-        Action::RevisionFailed { revision, reason, message } => run::revision_failed(control, revision, reason, message),
+        Action::RevisionFailed { revision, reason, message } => {
+            run::revision_failed(control, revision, reason, message)
+        }
     }
 }
 
@@ -204,17 +204,24 @@ fn commit(control: &Control, change: Change) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A VM whose pid 1 ended is started again, as Compute Engine does (`automaticRestart`).
-fn restart_vm(control: &Control, workload: &WorkloadId, incarnation: u32) {
-    let restarted = control.commit(|world, txn| {
-        if let Some(seat) = world.seats.get(workload).filter(|s| s.incarnation == incarnation) {
-            let mut seat = seat.clone();
-            seat.incarnation += 1;
-            txn.push(Change::Seat(Box::new(seat)));
+/// A VM whose pid 1 ended is started again, unless its owner said that it is not to be (`automaticRestart`).
+pub(super) fn vm_ended(control: &Control, workload: &WorkloadId, incarnation: u32) {
+    let decided = control.commit(|world, txn| {
+        let Some(seat) = world.seats.get(workload).filter(|s| s.incarnation == incarnation) else { return Ok(()) };
+        let Holder::Vm(link) = &seat.holder else { return Ok(()) };
+        match world.get::<vm::Instance>(link) {
+            Some(vm) if !vm.spec.automatic_restart => {
+                let spec = vm::Instance { wanted: vm::Power::Off, ..vm.spec.clone() };
+                txn.put(Record { spec, generation: vm.generation + 1, ..vm.clone() });
+            }
+            Some(_) | None => {
+                let seat = SeatRecord { incarnation: seat.incarnation + 1, ..seat.clone() };
+                txn.push(Change::Seat(Box::new(seat)));
+            }
         }
         Ok(())
     });
-    if let Err(fault) = restarted {
+    if let Err(fault) = decided {
         eprintln!("control: cannot restart {workload}: {fault}");
     }
 }

@@ -229,6 +229,7 @@ fn a_resource_stays_within_its_region_and_project() {
         service_account: None,
         description: None,
         wanted: vm::Power::On,
+        automatic_restart: true,
     };
     let zone = |name: &str| Scope::Zone(name.parse().unwrap());
     assert!(scene.insert("far", zone("us-east1-b"), vm.clone()).is_err());

@@ -154,14 +154,13 @@ fn read_address(fields: &Fields<'_>) -> Result<(Ipv4Addr, Option<Link>), Fault> 
     if link.scope != me.scope {
         return Err(fields.fault(FIELD, text, "The address must be in the same region as the forwarding rule."));
     }
-    let reserved = fields.world().get::<vpc::Address>(&link).ok_or_else(|| Fault::not_found(&link))?;
+    let reserved = fields.own::<vpc::Address>(&link).ok_or_else(|| Fault::not_found(&link))?;
     Ok((reserved.spec.address, Some(link)))
 }
 
 /// Network and subnet; each may follow from the other or from the reserved address.
 fn read_place(fields: &Fields<'_>, reserved: Option<&Link>) -> Result<(Link, Link), Fault> {
-    let world = fields.world();
-    let of_address = reserved.and_then(|link| world.get::<vpc::Address>(link)).map(|a| a.spec.subnetwork.clone());
+    let of_address = reserved.and_then(|link| fields.own::<vpc::Address>(link)).map(|a| a.spec.subnetwork.clone());
     let network = fields.link("network")?;
     let subnetwork = match (fields.link("subnetwork")?, of_address) {
         (Some(given), Some(of_address)) if given != of_address => {
@@ -178,7 +177,7 @@ fn read_place(fields: &Fields<'_>, reserved: Option<&Link>) -> Result<(Link, Lin
     let network = match network {
         Some(network) => network,
         None => {
-            let subnet = world.get::<vpc::Subnetwork>(&subnetwork);
+            let subnet = fields.own::<vpc::Subnetwork>(&subnetwork);
             subnet.map(|s| s.spec.network.clone()).ok_or_else(|| {
                 fields.fault("subnetwork", &subnetwork.url(), "The referenced subnetwork resource cannot be found.")
             })?
@@ -195,9 +194,9 @@ fn unsaid_subnet(fields: &Fields<'_>, network: Option<&Link>) -> Result<Option<L
     let world = fields.world();
     let mut subnets = world
         .referrers(network)
-        .filter_map(|link| world.get::<vpc::Subnetwork>(link))
+        .filter_map(|link| fields.own::<vpc::Subnetwork>(link))
         .filter(|s| s.link.scope == me.scope && s.spec.purpose == vpc::Purpose::Private);
-    let is_auto = world.get::<vpc::Network>(network).is_some_and(|n| n.spec.auto_create_subnetworks);
+    let is_auto = fields.own::<vpc::Network>(network).is_some_and(|n| n.spec.auto_create_subnetworks);
     let literal = fields.text("IPAddress")?.and_then(|text| text.parse::<Ipv4Addr>().ok());
     let found = match literal {
         Some(address) => subnets.find(|s| s.spec.range.contains(address)),

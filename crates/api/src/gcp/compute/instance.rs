@@ -60,6 +60,10 @@ impl Wire for Instance {
             service_account: read_account(fields)?,
             description: fields.written("description"),
             wanted: Power::On,
+            automatic_restart: match fields.object("scheduling")? {
+                Some(scheduling) => scheduling.flag("automaticRestart")?.unwrap_or(true),
+                None => true,
+            },
         })
     }
 
@@ -73,6 +77,7 @@ impl Wire for Instance {
         out.insert("tags".into(), write_tags(&spec.tags));
         out.insert("metadata".into(), write_metadata(&spec.metadata));
         out.insert("networkInterfaces".into(), json!([write_interface(record)]));
+        out.insert("scheduling".into(), json!({"automaticRestart": spec.automatic_restart}));
         if let Some(account) = &spec.service_account {
             out.insert("serviceAccounts".into(), json!([{"email": account.email, "scopes": account.scopes}]));
         }
@@ -87,7 +92,6 @@ impl Wire for Instance {
         out.insert("startRestricted".into(), false.into());
         out.insert("cpuPlatform".into(), "Unknown CPU Platform".into());
         let scheduling = json!({
-            "automaticRestart": true,
             "onHostMaintenance": "MIGRATE",
             "preemptible": false,
             "provisioningModel": "STANDARD",
@@ -167,22 +171,22 @@ fn read_address(interface: &Fields<'_>) -> Result<Ipv4Addr, Fault> {
         return Ok(interface.address(FIELD)?.unwrap_or(UNDECIDED));
     }
     let link = interface.required_link(FIELD)?;
-    let reserved = interface.world().get::<vpc::Address>(&link).ok_or_else(|| Fault::not_found(&link))?;
+    let reserved = interface.own::<vpc::Address>(&link).ok_or_else(|| Fault::not_found(&link))?;
     Ok(reserved.spec.address)
 }
 
 fn read_place(interface: &Fields<'_>) -> Result<(Link, Link), Fault> {
-    let (me, world) = (interface.around.link, interface.world());
+    let me = interface.around.link;
     let network = interface.link("network")?;
     if let Some(subnetwork) = interface.link("subnetwork")? {
-        let of_subnet = world.get::<vpc::Subnetwork>(&subnetwork).map(|s| s.spec.network.clone());
+        let of_subnet = interface.own::<vpc::Subnetwork>(&subnetwork).map(|s| s.spec.network.clone());
         let network = network.or(of_subnet).ok_or_else(|| {
             interface.fault("subnetwork", &subnetwork.url(), "The referenced subnetwork resource cannot be found.")
         })?;
         return Ok((network, subnetwork));
     }
     let network = network.unwrap_or_else(|| Link::new(&me.project, Scope::Global, "networks", "default"));
-    let Some(record) = world.get::<vpc::Network>(&network) else {
+    let Some(record) = interface.own::<vpc::Network>(&network) else {
         return Err(interface.fault("network", &network.url(), "The referenced network resource cannot be found."));
     };
     if !record.spec.auto_create_subnetworks {

@@ -233,6 +233,12 @@ impl<'a> Fields<'a> {
         self.around.world
     }
 
+    /// What a link refers to, within the project itself: what stands elsewhere is not looked at before it is known that
+    /// the caller may.
+    pub(super) fn own<K: Kind>(&self, link: &Link) -> Option<&'a Record<K>> {
+        if link.project == self.around.link.project { self.around.world.get::<K>(link) } else { None }
+    }
+
     pub(super) fn fault(&self, name: &str, value: &str, why: &str) -> Fault {
         Fault::invalid_value(&format!("{}{name}", self.path), value, why)
     }
