@@ -20,6 +20,9 @@ use crate::{
     world::World,
 };
 
+/// A resource on which nobody holds anything: what does not exist is answered like what is not the caller's.
+pub const NOWHERE: &str = "projects/-";
+
 /// A resource with a policy, and what it takes to touch it.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {

@@ -130,18 +130,27 @@ impl Client<'_> {
         key: &ServiceKey,
         permission: &'static str,
     ) -> Result<&'w ServiceRecord, Fault> {
-        let denied = |_| self.denied(permission, &self.resource(key));
-        self.control.authorize(world, self.caller, &[Need::on(permission, key)]).map_err(denied)?;
-        projects::require_api(world, key.project.as_str(), API)?;
+        self.open(world, key, permission, &self.resource(key))?;
         world.services.get(key).ok_or_else(|| absent("SERVICE", &key.name, key))
     }
 
-    /// The key of a service in a path that may name its project by number.
+    /// The caller holds `permission` on the service, if there is one, and its project can be used. `resource` is what a
+    /// refusal names.
+    fn open(&self, world: &World, key: &ServiceKey, permission: &'static str, resource: &str) -> Result<(), Fault> {
+        let held = self.control.authorize(world, self.caller, &[Need::on(permission, key)]).is_ok();
+        if !held || !world.projects.get(&key.project).is_some_and(|project| project.active) {
+            return Err(self.denied(permission, resource));
+        }
+        projects::require_api(world, key.project.as_str(), API)
+    }
+
+    /// The key of a service in a path that may name its project by number. A project that does not exist is refused by
+    /// what is done with the key, in the words for one that is not the caller's.
     pub fn key(&self, project: &str, region: &Region, name: &str) -> Result<ServiceKey, Fault> {
-        let world = self.control.read();
-        let denied = || self.denied("run.services.get", &format!("{}/services/{name}", self.parent(project)));
-        let project = world.project(project).ok_or_else(denied)?;
-        Ok(ServiceKey { project: project.id.clone(), region: region.clone(), name: name.to_owned() })
+        let known = self.control.read().project(project).map(|project| project.id.clone());
+        let denied = |_| self.denied("run.services.get", &format!("{}/services/{name}", self.parent(project)));
+        let project = known.map_or_else(|| project.parse().map_err(denied), Ok)?;
+        Ok(ServiceKey { project, region: region.clone(), name: name.to_owned() })
     }
 
     pub fn get(&self, key: &ServiceKey) -> Result<ServiceRecord, Fault> {

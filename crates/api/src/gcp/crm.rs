@@ -131,8 +131,8 @@ impl ResourceManager {
                 Ok(Reply::json(json!({})))
             }
             (&Method::POST, ["v1" | "v3", "projects", name], Some(verb)) => {
-                let project =
-                    control.read().project(name).map(|p| format!("projects/{}", p.id)).ok_or_else(invisible)?;
+                let project = control.read().project(name).map(|p| format!("projects/{}", p.id));
+                let project = project.unwrap_or_else(|| policies::NOWHERE.to_owned());
                 self.policy(call, &caller, &project, "projects", verb)
             }
             (&Method::GET, ["v1" | "v3", "organizations", id], None) => {

@@ -163,6 +163,11 @@ impl Iam {
             _ => "iam.serviceAccounts.getIamPolicy",
         };
         let Some(resource) = found else {
+            if verb == "testIamPermissions" {
+                let asked = policy::tested(&call.json()?)?;
+                let held = policies::test(&control.read(), caller, policies::NOWHERE, &asked)?;
+                return Ok(Reply::json(policy::held(&held)));
+            }
             // Says whether it is missing or hidden, as every method on an account does.
             accounts::reach(control, &control.read(), caller, name, permission)?;
             return Err(error::unknown_method());

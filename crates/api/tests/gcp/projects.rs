@@ -134,3 +134,58 @@ async fn enabled_services_are_listed_page_by_page() {
     assert!(second.get("nextPageToken").is_none());
     assert!(scene.get(&format!("{USAGE}/producer-1/services?filter=x")).await.refused(400).contains("Invalid filter"));
 }
+
+#[tokio::test]
+async fn what_is_not_there_is_answered_like_what_is_not_the_callers() {
+    let scene = Scene::new();
+    scene.project("producer-1").await;
+    let stranger = scene.mint.operator_token("stranger@example.com", scene.control.now()).unwrap();
+    let account = format!("{}-compute@developer.gserviceaccount.com", scene.number("producer-1"));
+    let accounts = "https://iam.googleapis.com/v1/projects/producer-1/serviceAccounts";
+    let run = "https://run.googleapis.com/v1/projects";
+    let asked = |permission: &str| json!({"permissions": [permission]}).to_string();
+    let answers = async |method: Method, url: String, hidden: &str, body: String| {
+        let got = scene.call(method, &url, Some(&stranger), None, &body).await;
+        (got.status, got.body.to_string().replace(hidden, "NAME"))
+    };
+    for (method, url, hidden, absent, body) in [
+        (Method::POST, format!("{CRM}/NAME:testIamPermissions"), "producer-1", "nowhere-1", asked("run.services.get")),
+        (Method::POST, format!("{CRM}/NAME:getIamPolicy"), "producer-1", "nowhere-1", String::new()),
+        (
+            Method::POST,
+            format!("{accounts}/NAME:testIamPermissions"),
+            account.as_str(),
+            "nobody-here@producer-1.iam.gserviceaccount.com",
+            asked("iam.serviceAccounts.get"),
+        ),
+        (
+            Method::DELETE,
+            format!("{run}/NAME/locations/asia-northeast1/services/hello"),
+            "producer-1",
+            "nowhere-1",
+            String::new(),
+        ),
+        (
+            Method::POST,
+            format!("{run}/NAME/locations/asia-northeast1/services/hello:testIamPermissions"),
+            "producer-1",
+            "nowhere-1",
+            asked("run.services.get"),
+        ),
+    ] {
+        let there = answers(method.clone(), url.replace("NAME", hidden), hidden, body.clone()).await;
+        let nowhere = answers(method.clone(), url.replace("NAME", absent), absent, body).await;
+        assert_eq!(there, nowhere, "{method} {url}");
+    }
+}
+
+#[tokio::test]
+async fn services_of_a_deleted_project_are_out_of_reach_until_it_is_taken_back() {
+    let scene = Scene::with_project().await;
+    let url = "https://run.googleapis.com/v1/projects/producer-1/locations/asia-northeast1/services/none";
+    assert_eq!(scene.get(url).await.status, 404);
+    scene.delete(&format!("{CRM}/producer-1")).await.ok();
+    assert_eq!(scene.get(url).await.status, 403);
+    scene.post(&format!("{CRM}/producer-1:undelete"), json!({})).await.ok();
+    assert_eq!(scene.get(url).await.status, 404);
+}

@@ -9,8 +9,8 @@ use model::{
     run::{Revision, RevisionKey, ServiceKey},
 };
 
-use super::{API, Client, Mode, Outcome, RunOperation, View, absent, outcome, status};
-use crate::{kind::Need, ops::Change, projects, world::World};
+use super::{Client, Mode, Outcome, RunOperation, View, absent, outcome, status};
+use crate::{ops::Change, world::World};
 
 impl Client<'_> {
     pub fn revision(&self, key: &RevisionKey) -> Result<Revision, Fault> {
@@ -28,10 +28,8 @@ impl Client<'_> {
             View::V1 => format!("namespaces/{}/revisions/{}", key.service.project, key.name),
             View::V2 => key.to_string(),
         };
-        let denied = |_| self.denied(permission, &resource);
         // A revision has no policy of its own: its service's speaks for it.
-        self.control.authorize(world, self.caller, &[Need::on(permission, &key.service)]).map_err(denied)?;
-        projects::require_api(world, key.service.project.as_str(), API)?;
+        self.open(world, &key.service, permission, &resource)?;
         world.revisions.get(key).ok_or_else(|| absent("REVISION", &key.name, &key.service))
     }
 
