@@ -9,7 +9,10 @@ use serde_json::{Map, Value};
 
 use model::fault::Fault;
 
-use crate::schema::{Kind, Schema, Type};
+use crate::{
+    gcp::run_v1::annotations,
+    schema::{Kind, Schema, Type},
+};
 use tables::table;
 
 /// What becomes of a field. A field without a row is refused unless its value says nothing.
@@ -21,6 +24,10 @@ pub enum Row {
     OutputOnly,
     /// Kept and shown back; it has nothing here that it could change, for the reason given.
     Inert(&'static str),
+    /// As inert, for a field that has a place in the typed specs of `model` and goes there.
+    Kept(&'static str),
+    /// Effective, as far as this reason says.
+    Within(&'static str),
     /// As inert, but only with one of these values, which describe how things are here anyway.
     Only(&'static [&'static str], &'static str),
 }
@@ -115,7 +122,7 @@ impl Sorter {
             let path = if prefix.is_empty() { field.clone() } else { format!("{prefix}.{field}") };
             let spec = known.and_then(|known| known.get(&field));
             match row(self.table, &path) {
-                Some(Row::Effective) => {
+                Some(Row::Effective | Row::Kept(_) | Row::Within(_)) => {
                     out.effective.insert(field, value);
                 }
                 Some(Row::OutputOnly) => {}
@@ -188,22 +195,50 @@ fn text(value: &Value) -> String {
 pub fn compat_markdown() -> String {
     let mut out = String::from(
         "# What tombolo obeys\n\n\
-         Generated from `crates/api/src/support/tables.rs`; do not edit.\n\n\
+         Generated from the tables in `crates/api/src/support/tables.rs` and `crates/api/src/gcp/run_v1/annotations.rs`; do \
+         not edit.\n\n\
          Every field of Google's API that is not obeyed is either *shown back* (there is nothing here that it could \
          change) or *refused* with 501 as soon as it is set to something. Nothing is accepted and then ignored. Unknown \
          fields are refused with 400, as Google does.\n",
     );
     for kind in Kind::COMPUTE {
-        out.push_str(&section(kind));
+        out.push_str(&section(kind.collection(), kind));
     }
+    out.push_str(&section("Cloud Run services, v1", Kind::RunServiceV1));
+    out.push_str(&annotations_section("Annotations of a Cloud Run service", annotations::OF_SERVICE));
+    out.push_str(&annotations_section("Annotations of a Cloud Run revision template", annotations::OF_TEMPLATE));
+    out.push_str(&section("Cloud Run services, v2", Kind::RunServiceV2));
     out
 }
 
-fn section(kind: Kind) -> String {
+/// Annotations of Google's that stand in no table are refused; those of others are kept for whoever wrote them.
+fn annotations_section(title: &str, table: Rows) -> String {
+    let mut out = format!("\n## {title}\n\n| Annotation | What becomes of it |\n|---|---|\n");
+    for (name, row) in table {
+        if let Some(what) = what_becomes(*row) {
+            out.push_str(&format!("| `{name}` | {what} |\n"));
+        }
+    }
+    out.push_str("\nRefused: all others of Google's. Annotations of other origin are shown back.\n");
+    out
+}
+
+/// None: the field is the server's own.
+fn what_becomes(row: Row) -> Option<String> {
+    match row {
+        Row::Effective => Some("obeyed".to_owned()),
+        Row::Within(why) => Some(format!("obeyed, but {why}")),
+        Row::Inert(why) | Row::Kept(why) => Some(format!("shown back: {why}")),
+        Row::Only(values, why) => Some(format!("only `{}`: {why}", values.join("`, `"))),
+        Row::OutputOnly => None,
+    }
+}
+
+fn section(title: &str, kind: Kind) -> String {
     let body = kind.body();
     let mut lines = Lines { schema: body.schema, table: table(kind), rows: String::new(), refused: Vec::new() };
     lines.object(body.name, "");
-    let mut out = format!("\n## {}\n\n| Field | What becomes of it |\n|---|---|\n{}", kind.collection(), lines.rows);
+    let mut out = format!("\n## {title}\n\n| Field | What becomes of it |\n|---|---|\n{}", lines.rows);
     if !lines.refused.is_empty() {
         out.push_str(&format!("\nRefused: {}.\n", lines.refused.join(", ")));
     }
@@ -223,10 +258,10 @@ impl Lines {
         for (field, spec) in fields {
             let path = if prefix.is_empty() { field.clone() } else { format!("{prefix}.{field}") };
             let what = match row(self.table, &path) {
-                Some(Row::Effective) => "obeyed".to_owned(),
-                Some(Row::Inert(why)) => format!("shown back: {why}"),
-                Some(Row::Only(values, why)) => format!("only `{}`: {why}", values.join("`, `")),
-                Some(Row::OutputOnly) => continue,
+                Some(row) => match what_becomes(row) {
+                    Some(what) => what,
+                    None => continue,
+                },
                 None if spec.output_only => continue,
                 None if has_rows_below(self.table, &path) => {
                     match &spec.ty {
@@ -264,7 +299,7 @@ mod tests {
 
     #[test]
     fn every_row_names_a_field_that_exists() {
-        for kind in Kind::COMPUTE {
+        for kind in Kind::COMPUTE.into_iter().chain([Kind::RunServiceV1, Kind::RunServiceV2]) {
             let body = kind.body();
             for (path, _) in table(kind) {
                 let mut ty = Type::Object(body.name.to_owned());
@@ -280,7 +315,7 @@ mod tests {
 
     #[test]
     fn no_row_hides_another() {
-        for kind in Kind::COMPUTE {
+        for kind in Kind::COMPUTE.into_iter().chain([Kind::RunServiceV1, Kind::RunServiceV2]) {
             for (path, _) in table(kind) {
                 assert!(!has_rows_below(table(kind), path), "{kind:?}: {path} covers what is below it");
                 assert_eq!(table(kind).iter().filter(|(p, _)| p == path).count(), 1, "{kind:?}: {path} twice");

@@ -4,7 +4,7 @@
 //! (fingerprints). Everything that stands in no table is refused.
 
 use super::{
-    Row::{Effective, Inert, Only, OutputOnly},
+    Row::{Effective, Inert, Kept, Only, OutputOnly, Within},
     Rows,
 };
 use crate::schema::Kind;
@@ -54,12 +54,12 @@ const SUBNETWORK: Rows = &[
     ("ipCidrRange", Effective),
     ("purpose", Effective),
     ("role", Effective),
-    ("privateIpGoogleAccess", Effective),
+    ("privateIpGoogleAccess", Kept("no way leads from a network to Google's APIs that it would open")),
     ("privateIpv6GoogleAccess", Only(&["DISABLE_GOOGLE_ACCESS"], "networks carry IPv4 only")),
     ("stackType", Only(&["IPV4_ONLY"], "networks carry IPv4 only")),
     ("enableFlowLogs", Effective),
     ("logConfig.enable", Effective),
-    ("logConfig.aggregationInterval", Effective),
+    ("logConfig.aggregationInterval", Within("the shortest interval among a network's subnets holds for all of them")),
     ("logConfig.flowSampling", Effective),
     ("logConfig.metadata", Effective),
     ("logConfig.filterExpr", Only(&["true"], "every flow is a candidate")),
@@ -207,7 +207,7 @@ const INSTANCE: Rows = &[
     ("disks.interface", Inert(NO_DISK)),
     ("disks.mode", Only(&["READ_WRITE"], NO_DISK)),
     ("disks.type", Only(&["PERSISTENT"], NO_DISK)),
-    ("scheduling.automaticRestart", Inert("there is no other host to restart on")),
+    ("scheduling.automaticRestart", Effective),
     ("scheduling.onHostMaintenance", Inert("there is no other host to move to")),
     ("scheduling.provisioningModel", Only(&["STANDARD"], "no VM is taken away")),
     ("shieldedInstanceConfig", Inert("a system container has no firmware")),
@@ -216,7 +216,10 @@ const INSTANCE: Rows = &[
     ("reservationAffinity", Inert("there are no reservations")),
 ];
 
-const LIMITS_RULE: &str = "an instance gets its limits, whatever it requests";
+pub const CLIENT: &str = "a note of the client's";
+pub const ALWAYS_CPU: &str = "an instance has the CPU of its limit while it starts, serves and idles";
+pub const ONE_ENVIRONMENT: &str = "there is one environment; the least memory of gen2 is asked for";
+pub const STAGES: &str = "a stage opens nothing here that is closed without it";
 const ONE_SUCCESS: &str = "one success is what counts";
 
 /// Annotations are rows of their own in `gcp/run_v1/annotations.rs`.
@@ -257,7 +260,6 @@ const RUN_SERVICE_V1: Rows = &[
     ("spec.template.spec.containers.ports.containerPort", Effective),
     ("spec.template.spec.containers.ports.protocol", Only(&["TCP"], "containers serve HTTP")),
     ("spec.template.spec.containers.resources.limits", Effective),
-    ("spec.template.spec.containers.resources.requests", Inert(LIMITS_RULE)),
     ("spec.template.spec.containers.startupProbe.initialDelaySeconds", Effective),
     ("spec.template.spec.containers.startupProbe.timeoutSeconds", Effective),
     ("spec.template.spec.containers.startupProbe.periodSeconds", Effective),
@@ -278,12 +280,12 @@ const RUN_SERVICE_V2: Rows = &[
     ("name", OutputOnly),
     ("etag", Effective),
     ("labels", Effective),
-    ("annotations", Effective),
-    ("client", Effective),
-    ("clientVersion", Effective),
+    ("annotations", Kept("metadata for people and tools")),
+    ("client", Kept(CLIENT)),
+    ("clientVersion", Kept(CLIENT)),
     ("description", Effective),
     ("ingress", Effective),
-    ("launchStage", Effective),
+    ("launchStage", Kept(STAGES)),
     ("invokerIamDisabled", Effective),
     ("defaultUriDisabled", Effective),
     ("customAudiences", Effective),
@@ -292,14 +294,14 @@ const RUN_SERVICE_V2: Rows = &[
     ("scaling.scalingMode", Only(&["SCALING_MODE_UNSPECIFIED", "AUTOMATIC"], "instances follow demand")),
     ("template.revision", Effective),
     ("template.labels", Effective),
-    ("template.annotations", Effective),
-    ("template.client", Effective),
-    ("template.clientVersion", Effective),
+    ("template.annotations", Kept("metadata for people and tools")),
+    ("template.client", Kept(CLIENT)),
+    ("template.clientVersion", Kept(CLIENT)),
     ("template.scaling.minInstanceCount", Effective),
     ("template.scaling.maxInstanceCount", Effective),
     ("template.timeout", Effective),
     ("template.serviceAccount", Effective),
-    ("template.executionEnvironment", Effective),
+    ("template.executionEnvironment", Kept(ONE_ENVIRONMENT)),
     ("template.maxInstanceRequestConcurrency", Effective),
     ("template.containers.name", Effective),
     ("template.containers.image", Effective),
@@ -311,8 +313,8 @@ const RUN_SERVICE_V2: Rows = &[
     ("template.containers.ports.name", Effective),
     ("template.containers.ports.containerPort", Effective),
     ("template.containers.resources.limits", Effective),
-    ("template.containers.resources.cpuIdle", Effective),
-    ("template.containers.resources.startupCpuBoost", Effective),
+    ("template.containers.resources.cpuIdle", Kept(ALWAYS_CPU)),
+    ("template.containers.resources.startupCpuBoost", Kept(ALWAYS_CPU)),
     ("template.containers.startupProbe.initialDelaySeconds", Effective),
     ("template.containers.startupProbe.timeoutSeconds", Effective),
     ("template.containers.startupProbe.periodSeconds", Effective),

@@ -9,6 +9,48 @@ use model::{
     run::{Ingress, Scaling},
 };
 
+use crate::support::{
+    Row::{Effective, Kept, Only},
+    Rows,
+    tables::{ALWAYS_CPU, CLIENT, ONE_ENVIRONMENT, STAGES},
+};
+
+/// What becomes of an annotation of Google's on a service; those that stand in no table are refused. For the document:
+/// the words of refusals differ, so [`of_service`] and [`of_template`] decide, and a test holds them to this.
+pub const OF_SERVICE: Rows = &[
+    ("run.googleapis.com/ingress", Effective),
+    ("run.googleapis.com/invoker-iam-disabled", Effective),
+    ("run.googleapis.com/default-url-disabled", Effective),
+    ("run.googleapis.com/custom-audiences", Effective),
+    ("run.googleapis.com/minScale", Effective),
+    ("run.googleapis.com/maxScale", Effective),
+    ("run.googleapis.com/scalingMode", Only(&["automatic"], "instances follow demand")),
+    ("run.googleapis.com/description", Kept("a text for people")),
+    ("run.googleapis.com/launch-stage", Kept(STAGES)),
+    ("run.googleapis.com/client-name", Kept(CLIENT)),
+    ("run.googleapis.com/client-version", Kept(CLIENT)),
+    ("run.googleapis.com/build-*", Kept("nothing is built here")),
+    ("run.googleapis.com/iap-enabled", Only(&["false"], "there is no identity-aware proxy")),
+    ("run.googleapis.com/ssh-enabled", Only(&["false"], "containers have no SSH")),
+    ("run.googleapis.com/gc-traffic-tags", Only(&["false"], "tags stay until they are taken away")),
+    ("run.googleapis.com/threat-detection", Only(&["false"], "nothing watches containers for threats")),
+];
+
+/// The same of a revision template.
+pub const OF_TEMPLATE: Rows = &[
+    ("autoscaling.knative.dev/minScale", Effective),
+    ("autoscaling.knative.dev/maxScale", Effective),
+    ("run.googleapis.com/cpu-throttling", Kept(ALWAYS_CPU)),
+    ("run.googleapis.com/startup-cpu-boost", Kept(ALWAYS_CPU)),
+    ("run.googleapis.com/execution-environment", Kept(ONE_ENVIRONMENT)),
+    ("run.googleapis.com/client-name", Kept(CLIENT)),
+    ("run.googleapis.com/client-version", Kept(CLIENT)),
+    ("run.googleapis.com/build-*", Kept("nothing is built here")),
+    ("run.googleapis.com/sessionAffinity", Only(&["false"], "every request finds its instance anew")),
+    ("run.googleapis.com/health-check-disabled", Only(&["false"], "a revision is ready when it listens")),
+    ("run.googleapis.com/gpu-zonal-redundancy-disabled", Only(&["false"], "there are no GPUs")),
+];
+
 pub const RUN: &str = "run.googleapis.com/";
 pub const AUTOSCALING: &str = "autoscaling.knative.dev/";
 const SERVING: &str = "serving.knative.dev/";
@@ -185,7 +227,7 @@ pub fn of_template(annotations: &BTreeMap<String, String>) -> Result<OfTemplate,
             "client-name" | "client-version" => {
                 kept.insert(name.clone(), value.clone());
             }
-            // A cold start gets all the processor time there is, and so does an idle instance that asks for it.
+            // An instance has its CPU limit at all times: nothing to give at a start or to take from who idles.
             "startup-cpu-boost" | "cpu-throttling" => {
                 kept.insert(name.clone(), boolean(AT, name, value)?.to_string());
             }
@@ -222,4 +264,44 @@ pub fn of_template(annotations: &BTreeMap<String, String>) -> Result<OfTemplate,
         }
     }
     Ok(OfTemplate { scaling, kept })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value that is legal in itself.
+    fn sample(name: &str) -> &str {
+        match name.split_once('/').map_or(name, |(_, short)| short) {
+            "ingress" => "internal",
+            "custom-audiences" => "[\"https://a.example\"]",
+            "minScale" | "maxScale" => "3",
+            "launch-stage" => "BETA",
+            "execution-environment" => "gen2",
+            "invoker-iam-disabled" | "default-url-disabled" | "cpu-throttling" | "startup-cpu-boost" => "true",
+            _ => "text",
+        }
+    }
+
+    #[test]
+    fn the_tables_say_what_becomes_of_annotations() {
+        let one = |name: &str, value: &str| BTreeMap::from([(name.replace('*', "id"), value.to_owned())]);
+        let service = |name: &str, value: &str| of_service(&one(name, value)).map(drop);
+        let template = |name: &str, value: &str| of_template(&one(name, value)).map(drop);
+        type Takes<'a> = &'a dyn Fn(&str, &str) -> Result<(), Fault>;
+        for (table, takes) in [(OF_SERVICE, &service as Takes<'_>), (OF_TEMPLATE, &template as Takes<'_>)] {
+            for (name, row) in table {
+                match row {
+                    Only(values, _) => {
+                        assert_eq!(takes(name, values[0]), Ok(()), "{name}");
+                        assert!(takes(name, "true").is_err(), "{name}");
+                    }
+                    _ => assert_eq!(takes(name, sample(name)), Ok(()), "{name}"),
+                }
+            }
+        }
+        for name in ["run.googleapis.com/vpc-access-connector", "run.googleapis.com/secrets"] {
+            assert!(template(name, "x").is_err() && service(name, "x").is_err(), "{name}");
+        }
+    }
 }
