@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use model::{
     id::{ListenerId, NetworkId},
-    limits::{HEAD_READ_MAX, LB_CONNECTIONS_MAX, LB_HEADER_BYTES_MAX},
+    limits::{HEAD_READ_MAX, LB_CONNECTIONS_MAX, LB_HEADER_BYTES_MAX, LB_HEADERS_MAX},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -225,6 +225,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(proxy: Rc<Proxy>
         http1::Builder::new()
             .max_buf_size(LB_HEADER_BYTES_MAX)
             .max_header_size(LB_HEADER_BYTES_MAX)
+            .max_headers(LB_HEADERS_MAX)
             .half_close(false)
             .serve_connection(io, service)
     );

@@ -92,6 +92,9 @@ fn path_matches(pattern: &str, path: &str) -> bool {
     }
 }
 
+/// No name of a service and no tag is longer. Source: RFC 1035, labels; both are part of host names.
+const LABEL_BYTES_MAX: usize = 63;
+
 #[derive(Debug, Default, PartialEq)]
 struct Unmasked {
     service: String,
@@ -101,6 +104,10 @@ struct Unmasked {
 /// Reads `<service>` and `<tag>` out of a URL by its mask. A mask without a host part looks at the path only; path
 /// segments after the mask's end are ignored.
 fn unmask(mask: &str, host: &str, path: &str) -> Option<Unmasked> {
+    // Every further placeholder would multiply the ways to read a URL, and all requests of all tenants wait meanwhile.
+    if ["<service>", "<tag>"].iter().any(|placeholder| mask.matches(placeholder).count() > 1) {
+        return None;
+    }
     let (mask_host, mask_path) = match mask.find('/') {
         Some(slash) => mask.split_at(slash),
         None => (mask, ""),
@@ -124,7 +131,7 @@ fn fit(mask: &str, text: &str, found: &mut Unmasked, end: impl Fn(&str) -> bool 
         (None, None) => return false,
     };
     let run = text.bytes().position(|b| b == b'/' || b == b'.').unwrap_or(text.len());
-    let longest_first = (1..=run).rev().filter(|len| text.is_char_boundary(*len));
+    let longest_first = (1..=run.min(LABEL_BYTES_MAX)).rev().filter(|len| text.is_char_boundary(*len));
     for len in longest_first {
         if fit(rest, &text[len..], found, end) {
             let value = text[..len].to_owned();
@@ -234,6 +241,16 @@ mod tests {
                 want.map(|(s, t): (&str, Option<&str>)| Unmasked { service: s.into(), tag: t.map(str::to_owned) });
             assert_eq!(got, want, "{mask} on {host}{path}");
         }
+    }
+
+    #[test]
+    fn a_url_mask_has_few_ways_to_be_read_whatever_a_stranger_asks_for() {
+        let label = "a".repeat(63);
+        assert!(unmask("/<service>", "h", &format!("/{label}")).is_some());
+        assert_eq!(unmask("/<service>", "h", &format!("/{label}a")), None, "no service has such a name");
+        assert_eq!(unmask("<service>-<tag>.example.com", &"-".repeat(60_000), "/"), None);
+        assert_eq!(unmask("/<service>-<service>", "h", "/a-b"), None, "a name twice");
+        assert_eq!(unmask(&format!("/{}x", "<service>".repeat(30)), "h", &format!("/{label}")), None);
     }
 
     #[test]
