@@ -3,10 +3,11 @@
 //! One thread decides and acts (the loop in [`Agent::run`]); others only listen and hand it what they heard. It keeps no
 //! file: what must survive it is in the kernel and with the shims. Start with [`serve`].
 
+mod backlog;
 mod workloads;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs, io,
     net::SocketAddrV4,
@@ -24,10 +25,9 @@ use model::{
         guest::Realm,
         host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost, Vip, VpcPlan},
     },
-    record::FlowGap,
 };
 
-use self::workloads::Workload;
+use self::{backlog::Backlog, workloads::Workload};
 use crate::{
     doors::Door,
     facts,
@@ -41,8 +41,6 @@ use crate::{
 
 /// What was heard and not yet looked at.
 const HEARD_MAX: usize = 1_024;
-/// Flow messages kept while control is away; older ones become a gap.
-const FLOWS_KEPT_MAX: usize = 1_024;
 /// A control that takes no frame for this long is treated as gone.
 const TAKE_MAX: Duration = Duration::from_secs(5);
 /// Nothing more is to be done right now when nothing was heard for this long.
@@ -194,7 +192,7 @@ pub struct Agent<S> {
     /// Sandboxes to keep ready, once there is a quiet moment.
     parking: Option<BTreeSet<u32>>,
     workloads: BTreeMap<WorkloadId, Workload>,
-    waiting: VecDeque<FromHost>,
+    waiting: Backlog,
 }
 
 /// What belongs to an applied VPC beside its rules.
@@ -235,7 +233,7 @@ impl<S: Sandboxes> Agent<S> {
             fabric_serves: false,
             parking: None,
             workloads: adopted.into_iter().map(|(id, incarnation)| (id, Workload::adopted(incarnation))).collect(),
-            waiting: VecDeque::new(),
+            waiting: Backlog::default(),
         })
     }
 
@@ -277,7 +275,9 @@ impl<S: Sandboxes> Agent<S> {
         // A stream whose timeout cannot be set is one that has ended.
         self.control = stream.set_write_timeout(Some(TAKE_MAX)).is_ok().then_some(stream);
         self.report(hello);
-        while let Some(message) = self.waiting.pop_front() {
+        while self.control.is_some()
+            && let Some(message) = self.waiting.next()
+        {
             self.report(message);
         }
     }
@@ -292,19 +292,9 @@ impl<S: Sandboxes> Agent<S> {
 
     /// Flow records wait for a control that is away, up to a limit.
     fn report_later(&mut self, message: FromHost) {
-        if self.control.is_some() {
-            return self.report(message);
-        }
-        if self.waiting.len() >= FLOWS_KEPT_MAX
-            && let Some(FromHost::Flows(lost)) = self.waiting.pop_front()
-            && let (Some(first), Some(last)) = (lost.first(), lost.last())
-        {
-            self.waiting.pop_front();
-            let gap = FlowGap { network: Some(first.network), from: first.first, to: last.last };
-            self.waiting.push_front(FromHost::Gap(gap));
-        }
-        if self.waiting.len() < FLOWS_KEPT_MAX {
-            self.waiting.push_back(message);
+        match self.control {
+            Some(_) => self.report(message),
+            None => self.waiting.keep(message),
         }
     }
 

@@ -35,6 +35,8 @@ pub trait Sandboxes {
     fn adopt(&mut self) -> Result<Vec<(WorkloadId, u32)>, SandboxError>;
     /// SIGTERM now, SIGKILL after `grace`; nothing happens when it is gone.
     fn stop(&mut self, id: &WorkloadId, grace: Duration) -> Result<(), SandboxError>;
+    /// Its end was heard: nothing of it is there any more, and its uids are free.
+    fn forget(&mut self, id: &WorkloadId);
     /// What this machine can enforce.
     fn facts(&self) -> Vec<(String, String)>;
 }
@@ -116,6 +118,10 @@ impl Sandboxes for Launched {
             Some(running) => Ok(running.stop(grace)?),
             None => Ok(()),
         }
+    }
+
+    fn forget(&mut self, id: &WorkloadId) {
+        self.running.remove(id);
     }
 
     fn facts(&self) -> Vec<(String, String)> {

@@ -73,6 +73,10 @@ impl Sandboxes for Plain {
         Ok(())
     }
 
+    fn forget(&mut self, id: &WorkloadId) {
+        self.running.lock().unwrap().remove(id);
+    }
+
     fn facts(&self) -> Vec<(String, String)> {
         vec![("memory limits".into(), "plain".into())]
     }

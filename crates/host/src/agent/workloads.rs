@@ -126,6 +126,7 @@ impl<S: Sandboxes> Agent<S> {
     }
 
     fn ended(&mut self, id: WorkloadId) {
+        self.sandboxes.forget(&id);
         let Some(workload) = self.workloads.get_mut(&id) else { return };
         let phase = mem::replace(&mut workload.phase, Phase::Ended);
         let realm = workload.attach.as_ref().map(realm_of);
