@@ -70,6 +70,8 @@ pub struct Driver {
     cells: Mirror<CellId, CellPlan>,
     generations: BTreeMap<CellId, Generation>,
     observed: BTreeMap<CellId, (Generation, Option<String>)>,
+    /// A host that came back is being told everything.
+    repeating: bool,
     /// NAT addresses that have been cut off, with the generation that drops their packets.
     cut: Vec<(CellId, Generation, ToProxy)>,
     edge: Mirror<EdgeKey, EdgeItem>,
@@ -98,6 +100,7 @@ impl Driver {
             cells: Mirror::new(),
             generations: BTreeMap::new(),
             observed: BTreeMap::new(),
+            repeating: false,
             cut: Vec::new(),
             edge: Mirror::new(),
             keys: None,
@@ -144,8 +147,10 @@ impl Driver {
             Event::Up => {
                 self.cells.forget();
                 self.observed.clear();
+                self.repeating = true;
                 self.look();
                 self.remove_unplanned();
+                self.repeating = false;
                 self.host.send(ToHost::Complete);
                 false
             }
@@ -322,9 +327,13 @@ impl Driver {
 
     /// Generations follow the store's revision, so that they keep growing over restarts; a plan that changes for another
     /// reason than a commit gets the next number.
+    ///
+    /// What is only said again keeps its number: a host that came back often must not have seen numbers that the next
+    /// control, which counts from the revision, could not reach.
     fn generation(&mut self, cell: &CellId, world: &World) -> Generation {
         let last = self.generations.entry(cell.clone()).or_default();
-        *last = Generation(world.revision).max(last.next());
+        let least = if self.repeating { *last } else { last.next() };
+        *last = Generation(world.revision).max(least);
         *last
     }
 

@@ -200,6 +200,24 @@ async fn what_was_made_and_deleted_before_any_host_came_is_done_when_one_says_it
 }
 
 #[tokio::test]
+async fn however_often_a_host_comes_back_generations_do_not_run_ahead_of_the_store() {
+    let scene = Scene::new();
+    let listener = scene.host();
+    for _ in 0..5 {
+        let (mut host, _) = listener.accept().await.unwrap();
+        loop {
+            match hear(&mut host).await {
+                ToHost::Complete => break,
+                ToHost::Apply { generation, .. } | ToHost::Remove { generation, .. } => {
+                    let revision = scene.control.read().revision;
+                    assert!(generation.0 <= revision, "{generation:?} before revision {revision}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_vm_that_ends_is_started_again_unless_its_owner_said_otherwise() {
     let scene = Scene::new();
     scene.create();
