@@ -24,9 +24,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["control", "identity", "logs", "model"]),
     ("tombolo", &["api", "control", "guest", "host", "identity", "ipc", "logs", "model", "proxy", "sandbox", "store"]),
     ("lab", &["host", "ipc", "model", "sandbox"]),
-    ("acceptance", &["identity", "model"]),
+    // Development only: they may use all.
+    ("acceptance", EVERYTHING),
+    ("bench", EVERYTHING),
     ("bench", &["host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo"]),
     ("xtask", &[]),
+];
+
+/// Every product crate.
+const EVERYTHING: &[&str] = &[
+    "api", "control", "guest", "host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo",
 ];
 
 /// Lines of one file without its tests. Exceptions stand in `xtask/exceptions.txt` with their reason.

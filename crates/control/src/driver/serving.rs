@@ -7,6 +7,7 @@ use logs::Journal;
 use model::{
     fault::Fault,
     id::WorkloadId,
+    limits::{RUN_RESTART_MAX, RUN_RESTART_MIN},
     planned::{
         edge::{EdgeItem, EdgeKey, FromProxy},
         guest::{FromGuest, GuestItem, GuestKey, ToGuest},
@@ -34,12 +35,13 @@ pub struct Serving {
     mint: Arc<Mint>,
     journal: Arc<Journal>,
     rotation_checked: Timestamp,
+    deaths: BTreeMap<WorkloadId, Death>,
 }
 
 impl Serving {
     pub fn new(tuning: Tuning, mint: Arc<Mint>, journal: Arc<Journal>) -> Serving {
         let fleet = Fleet::new(tuning, Box::new(random::hex));
-        Serving { fleet, mint, journal, rotation_checked: Timestamp::default() }
+        Serving { fleet, mint, journal, rotation_checked: Timestamp::default(), deaths: BTreeMap::new() }
     }
 
     /// The fabric and every container instance.
@@ -130,7 +132,9 @@ impl Serving {
             }
             Some((now, Holder::Vm(_))) if now == incarnation => {
                 if let SandboxEvent::Exited { .. } = event {
-                    vm_ended(control, workload, incarnation);
+                    let death = self.deaths.entry(workload.clone()).or_default();
+                    death.again(incarnation, control.now());
+                    self.raise_vms(control);
                 }
                 false
             }
@@ -168,7 +172,19 @@ impl Serving {
                 eprintln!("control: cannot rotate the signing key: {error}");
             }
         }
+        self.raise_vms(control);
         self.fleet_says(control, Event::Look)
+    }
+
+    /// Starts again the VMs whose time has come.
+    fn raise_vms(&mut self, control: &Control) {
+        let now = control.now();
+        for (workload, death) in &mut self.deaths {
+            if let Some(incarnation) = death.due(now) {
+                vm_ended(control, workload, incarnation);
+            }
+        }
+        self.deaths.retain(|_, death| now.since(death.last) < RUN_RESTART_MAX * 2);
     }
 
     /// Feeds the fleet and does what it decides. What cannot be stored is decided again at the next tick.
@@ -204,6 +220,32 @@ fn commit(control: &Control, change: Change) -> Result<(), Fault> {
     Ok(())
 }
 
+/// How often a VM has ended lately. The first time it is started again at once; after that it waits, longer each time.
+#[derive(Debug, Default)]
+struct Death {
+    times: u32,
+    last: Timestamp,
+    /// The incarnation to replace, and not before when.
+    pending: Option<(u32, Timestamp)>,
+}
+
+impl Death {
+    fn again(&mut self, incarnation: u32, now: Timestamp) {
+        let wait = match self.times {
+            0 => Duration::ZERO,
+            n => RUN_RESTART_MIN.saturating_mul(1 << (n - 1).min(10)).min(RUN_RESTART_MAX),
+        };
+        *self = Death { times: self.times.saturating_add(1), last: now, pending: Some((incarnation, now.plus(wait))) };
+    }
+
+    /// The incarnation to replace now; said once.
+    fn due(&mut self, now: Timestamp) -> Option<u32> {
+        let (incarnation, _) = self.pending.filter(|(_, not_before)| *not_before <= now)?;
+        self.pending = None;
+        Some(incarnation)
+    }
+}
+
 /// A VM whose pid 1 ended is started again, unless its owner said that it is not to be (`automaticRestart`).
 pub(super) fn vm_ended(control: &Control, workload: &WorkloadId, incarnation: u32) {
     let decided = control.commit(|world, txn| {
@@ -223,5 +265,28 @@ pub(super) fn vm_ended(control: &Control, workload: &WorkloadId, incarnation: u3
     });
     if let Err(fault) = decided {
         eprintln!("control: cannot restart {workload}: {fault}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_that_keeps_ending_is_started_again_later_each_time_up_to_a_limit() {
+        let mut death = Death::default();
+        let mut now = Timestamp::from_unix_s(1_000);
+        let mut waits = Vec::new();
+        for incarnation in 1..=14 {
+            death.again(incarnation, now);
+            let mut waited = 0;
+            while death.due(now).is_none() {
+                now = now.plus(Duration::from_secs(1));
+                waited += 1;
+            }
+            waits.push(waited);
+        }
+        assert_eq!(waits[..5], [0, 1, 2, 4, 8]);
+        assert_eq!(waits[13], RUN_RESTART_MAX.as_secs());
     }
 }
