@@ -97,7 +97,7 @@ fn attend(children: &mut Children, inbox: &mpsc::Receiver<Event>, args: &Args, s
             Ok(Event::Stop) | Err(_) => return Ok(ExitCode::SUCCESS),
             Ok(Event::Ready(answer)) => {
                 children.keep_door(&answer);
-                print_ready(args, &answer, started.elapsed())?;
+                print_ready(args, &answer, started.elapsed());
             }
             Ok(Event::NeverReady(why)) => return Err(format!("the cloud did not become ready: {why}").into()),
             Ok(Event::Died(role, how)) => children.restart(role, &how),
@@ -105,14 +105,17 @@ fn attend(children: &mut Children, inbox: &mpsc::Receiver<Event>, args: &Args, s
     }
 }
 
-fn print_ready(args: &Args, answer: &Answer, took: Duration) -> Outcome<()> {
-    let Answer::Ready { door } = answer else { return Ok(()) };
+/// In one write: whoever started us may read the first line and close the pipe, which is no reason to take the cloud down.
+fn print_ready(args: &Args, answer: &Answer, took: Duration) {
+    let Answer::Ready { door } = answer else { return };
     let cloud = args.cloud.as_str();
+    let text = format!(
+        "ready in {} ms: cloud {cloud:?}, door http://{door}\n\
+         next: eval \"$(tombolo env --cloud {cloud})\"   then gcloud, curl and client libraries talk to it\n",
+        took.as_millis()
+    );
     let mut out = io::stdout().lock();
-    writeln!(out, "ready in {} ms: cloud {cloud:?}, door http://{door}", took.as_millis())?;
-    writeln!(out, "next: eval \"$(tombolo env --cloud {cloud})\"   then gcloud, curl and client libraries talk to it")?;
-    out.flush()?;
-    Ok(())
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn lock(dirs: &Dirs) -> Outcome<File> {
