@@ -88,6 +88,11 @@ const START_MAX: Duration = Duration::from_secs(20);
 pub fn run(args: Args) -> Outcome {
     // A role whose supervisor is gone would meet the roles of the next one.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    sandbox::close_inherited()?;
+    // Whatever the supervisor's caller had: sockets and files are for who is named as their owner and for nobody else.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    // Their limits of connections add up to more than the thousand files that a process may open by default.
+    privilege::raise_open_files()?;
     let dirs = Dirs::of(&args.cloud);
     match args.role {
         Role::Host => host(&args, &dirs),
@@ -121,7 +126,6 @@ fn proxy(dirs: &Dirs) -> Outcome {
     let fabric = dirs.run.join("ns").join("fabric");
     wait_for(&fabric)?;
     privilege::enter_network(&fabric)?;
-    privilege::raise_open_files()?;
     privilege::drop_to(Role::Proxy)?;
     proxy::main(doors)?;
     Ok(ExitCode::SUCCESS)
@@ -204,9 +208,13 @@ pub fn doctor() -> Outcome {
     let found = host::agent::facts(&host_config(&name, &dirs));
     crate::up::take_down(&name, &dirs, true)?;
     let mut facts = found?;
-    facts.insert("egress".to_owned(), "VMs and containers have no way out to the internet: they are told so at once".to_owned());
+    facts.insert(
+        "egress".to_owned(),
+        "VMs and containers have no way out to the internet: they are told so at once".to_owned(),
+    );
     for (what, program) in [("curl", "curl"), ("gcloud", "gcloud")] {
-        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join(program).exists());
+        let found =
+            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join(program).exists());
         let fact = if found { "installed" } else { "not installed; not needed, but good to have beside a cloud" };
         facts.insert(what.to_owned(), fact.to_owned());
     }

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     process::{Child, Command, ExitCode, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use rustix::{
 use crate::{
     Outcome,
     cloud::{CloudName, Dirs},
-    operator::{self, Ask, Answer},
+    operator::{self, Answer, Ask},
     roles::Role,
 };
 
@@ -119,10 +119,14 @@ fn print_ready(args: &Args, answer: &Answer, took: Duration) {
 }
 
 fn lock(dirs: &Dirs) -> Outcome<File> {
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(dirs.lock())?;
+    // Whoever may open it may lock it.
+    let file = File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(dirs.lock())?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         let name = dirs.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        format!("cloud {name:?} is already up (its lock {} is held): use it, `tombolo down`, or another --cloud", dirs.lock().display())
+        format!(
+            "cloud {name:?} is already up (its lock {} is held): use it, `tombolo down`, or another --cloud",
+            dirs.lock().display()
+        )
     })?;
     file.set_len(0)?;
     writeln!(&file, "{}", std::process::id())?;
@@ -143,7 +147,9 @@ fn watch_ready(dirs: Dirs, events: mpsc::Sender<Event>) {
         let why = loop {
             match operator::ask(&dirs, &Ask::Ready) {
                 Ok(answer @ Answer::Ready { .. }) => return drop(events.send(Event::Ready(answer))),
-                Ok(Answer::NotYet) | Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+                Ok(Answer::NotYet) | Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2))
+                }
                 Ok(answer) => break format!("control answered {answer:?}"),
                 Err(error) => break format!("control does not answer: {error}"),
             }
@@ -224,22 +230,49 @@ impl Children {
     /// Control first, so that nobody plans while the hands are taken away.
     fn stop_all(&mut self) {
         self.stopping = true;
-        for (_, pid, ..) in &self.running {
-            // It may have ended by itself; then there is nothing to stop.
-            let _ = rustix::process::kill_process(*pid, Signal::TERM);
-        }
-        let deadline = Instant::now() + STOP_MAX;
-        for (role, pid, ..) in &self.running {
-            while rustix::process::test_kill_process(*pid).is_ok() {
-                if Instant::now() > deadline {
-                    eprintln!("tombolo: the {role} role does not end; killing it");
-                    let _ = rustix::process::kill_process(*pid, Signal::KILL);
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
+        let (control, others): (Vec<_>, Vec<_>) =
+            self.running.iter().map(|(role, pid, ..)| (*role, *pid)).partition(|(role, _)| *role == Role::Control);
+        stop(&control);
+        stop(&others);
     }
+}
+
+/// Returns when they have ended.
+fn stop(roles: &[(Role, Pid)]) {
+    signal(roles, Signal::TERM);
+    let left = wait_for_end(roles.to_vec());
+    if left.is_empty() {
+        return;
+    }
+    eprintln!("tombolo: {} does not end; killing it", names(&left));
+    signal(&left, Signal::KILL);
+    let left = wait_for_end(left);
+    if !left.is_empty() {
+        eprintln!("tombolo: the kernel does not let go of {}", names(&left));
+    }
+}
+
+fn signal(roles: &[(Role, Pid)], signal: Signal) {
+    for (_, pid) in roles {
+        // It may have ended by itself; then there is nothing to stop.
+        let _ = rustix::process::kill_process(*pid, signal);
+    }
+}
+
+/// Those that are still there after [`STOP_MAX`].
+fn wait_for_end(mut roles: Vec<(Role, Pid)>) -> Vec<(Role, Pid)> {
+    let deadline = Instant::now() + STOP_MAX;
+    loop {
+        roles.retain(|(_, pid)| rustix::process::test_kill_process(*pid).is_ok());
+        if roles.is_empty() || Instant::now() > deadline {
+            return roles;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn names(roles: &[(Role, Pid)]) -> String {
+    roles.iter().map(|(role, _)| role.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn pid_of(child: &Child) -> Pid {
