@@ -1,8 +1,11 @@
 //! The two sides of the journey, in as many copies as a test wants: one producer whose service has pages for tests, and
 //! consumers with networks, endpoints and VMs of their own.
 
-use std::sync::{Mutex, PoisonError, Weak};
-use std::{net::Ipv4Addr, process::Stdio, sync::Arc};
+use std::{
+    net::Ipv4Addr,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use model::id::{NetworkId, WorkloadId};
 use serde_json::{Value, json};
@@ -11,7 +14,7 @@ use tombolo::{
     journey::{self, CONSUMER, PRODUCER},
 };
 
-use crate::{Cloud, REGION, Said, ZONE, line::Line};
+use crate::{Cloud, REGION, Said, ZONE, line::Line, until};
 
 /// The service attachment of the journey.
 pub const ATTACHMENT: &str = "hello-service-attachment";
@@ -139,15 +142,18 @@ impl Journey {
 
     fn let_invoke_too(&self, member: &str) {
         let service = format!("/v1/projects/{PRODUCER}/locations/{REGION}/services/hello-service");
-        let mut policy = self.cloud.call("GET", "run.googleapis.com", &format!("{service}:getIamPolicy"), None).body;
-        policy["bindings"][0]["members"].as_array_mut().expect("somebody may invoke").push(json!(member));
-        let set = self.cloud.call(
-            "POST",
-            "run.googleapis.com",
-            &format!("{service}:setIamPolicy"),
-            Some(json!({"policy": policy})),
-        );
-        assert_eq!(set.status, 200, "{}", set.body);
+        until("the policy was written before anybody else wrote it", || {
+            let mut policy = self.cloud.call("GET", "run.googleapis.com", &format!("{service}:getIamPolicy"), None).body;
+            policy["bindings"][0]["members"].as_array_mut().expect("somebody may invoke").push(json!(member));
+            let body = json!({"policy": policy});
+            let set = self.cloud.call("POST", "run.googleapis.com", &format!("{service}:setIamPolicy"), Some(body));
+            match set.status {
+                200 => Ok(()),
+                // Tests share the cloud: another one changed the policy in between, as any two users may.
+                409 => Err(set.body.to_string()),
+                _ => panic!("{}", set.body),
+            }
+        });
     }
 
     /// Makes an attachment to the load balancer; `more` overrides and adds fields.
