@@ -62,6 +62,17 @@ pub struct Config {
     pub control_uid: Option<u32>,
 }
 
+impl Config {
+    fn launcher(&self) -> sandbox::Config {
+        sandbox::Config {
+            cloud: self.cloud.clone(),
+            run_dir: self.run_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            shim_argv: self.shim_argv.clone(),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error("cannot listen at {}", path.display())]
@@ -103,13 +114,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// Runs the host process. Returns only when it cannot start.
 pub fn serve(config: Config) -> Result<(), AgentError> {
     let (events, sandbox_events) = mpsc::channel();
-    let launcher = sandbox::Config {
-        cloud: config.cloud,
-        run_dir: config.run_dir.clone(),
-        state_dir: config.state_dir,
-        shim_argv: config.shim_argv,
-    };
-    let sandboxes = Launched::new(launcher, events).map_err(|source| AgentError::Sandboxes { source })?;
+    let sandboxes = Launched::new(config.launcher(), events).map_err(|source| AgentError::Sandboxes { source })?;
     let mut agent = Agent::start(&config.run_dir, sandboxes, sandbox_events)?;
     let path = config.run_dir.join("host.sock");
     std::os::unix::fs::chown(&path, config.control_uid, None).map_err(|source| AgentError::Listen { path, source })?;
@@ -120,13 +125,7 @@ pub fn serve(config: Config) -> Result<(), AgentError> {
 /// What this machine can enforce, tried in a run directory that must not be a living cloud's.
 pub fn facts(config: &Config) -> Result<BTreeMap<String, String>, AgentError> {
     let (events, _) = mpsc::channel();
-    let launcher = sandbox::Config {
-        cloud: config.cloud.clone(),
-        run_dir: config.run_dir.clone(),
-        state_dir: config.state_dir.clone(),
-        shim_argv: config.shim_argv.clone(),
-    };
-    let sandboxes = Launched::new(launcher, events).map_err(|source| AgentError::Sandboxes { source })?;
+    let sandboxes = Launched::new(config.launcher(), events).map_err(|source| AgentError::Sandboxes { source })?;
     let mut hands = Hands::open(&config.run_dir).map_err(|source| AgentError::Kernel { source })?;
     Ok(facts::gather(&mut hands, sandboxes.facts()))
 }
@@ -135,13 +134,7 @@ pub fn facts(config: &Config) -> Result<BTreeMap<String, String>, AgentError> {
 pub fn take_down(config: &Config) -> Result<(), AgentError> {
     let sandboxes = |source: sandbox::Error| AgentError::Sandboxes { source: source.into() };
     let (events, ended) = mpsc::channel();
-    let launcher = sandbox::Config {
-        cloud: config.cloud.clone(),
-        run_dir: config.run_dir.clone(),
-        state_dir: config.state_dir.clone(),
-        shim_argv: config.shim_argv.clone(),
-    };
-    let launcher = sandbox::Launcher::new(launcher, events).map_err(sandboxes)?;
+    let launcher = sandbox::Launcher::new(config.launcher(), events).map_err(sandboxes)?;
     let mut living: BTreeSet<WorkloadId> = BTreeSet::new();
     for running in launcher.adopt().map_err(sandboxes)? {
         running.stop(Duration::ZERO).map_err(sandboxes)?;

@@ -282,16 +282,12 @@ fn pid_of(child: &Child) -> Pid {
 
 /// Removes all that a cloud put into the kernel and the run directory. Its roles must not be running any more.
 pub fn take_down(name: &CloudName, dirs: &Dirs, state_too: bool) -> Outcome<()> {
-    roles_take_down(name, dirs)?;
+    crate::roles::take_down(name, dirs)?;
     remove(&dirs.run)?;
     if state_too {
         remove(&dirs.state)?;
     }
     Ok(())
-}
-
-fn roles_take_down(name: &CloudName, dirs: &Dirs) -> Outcome<()> {
-    crate::roles::take_down(name, dirs)
 }
 
 fn remove(dir: &std::path::Path) -> Outcome<()> {
