@@ -143,7 +143,8 @@ impl Journey {
     fn let_invoke_too(&self, member: &str) {
         let service = format!("/v1/projects/{PRODUCER}/locations/{REGION}/services/hello-service");
         until("the policy was written before anybody else wrote it", || {
-            let mut policy = self.cloud.call("GET", "run.googleapis.com", &format!("{service}:getIamPolicy"), None).body;
+            let mut policy =
+                self.cloud.call("GET", "run.googleapis.com", &format!("{service}:getIamPolicy"), None).body;
             policy["bindings"][0]["members"].as_array_mut().expect("somebody may invoke").push(json!(member));
             let body = json!({"policy": policy});
             let set = self.cloud.call("POST", "run.googleapis.com", &format!("{service}:setIamPolicy"), Some(body));

@@ -73,7 +73,9 @@ fn the_walkthrough_typed_with_gcloud_ends_with_the_page_and_true_logs() {
          --network=producer-vpc --subnet=producer-subnet --target-http-proxy=hello-target-proxy \
          --target-http-proxy-region=asia-northeast1 --ports=80 {in_producer}"
     ));
-    let vip = gcloud(&format!("compute forwarding-rules describe hello-forwarding-rule {in_producer} --format='value(IPAddress)'"));
+    let vip = gcloud(&format!(
+        "compute forwarding-rules describe hello-forwarding-rule {in_producer} --format='value(IPAddress)'"
+    ));
     assert!(vip.starts_with("10.0.1."), "{vip}");
 
     // 4: publish it
@@ -81,27 +83,33 @@ fn the_walkthrough_typed_with_gcloud_ends_with_the_page_and_true_logs() {
         "compute service-attachments create hello-service-attachment --producer-forwarding-rule=hello-forwarding-rule \
          --connection-preference=ACCEPT_MANUAL --nat-subnets=producer-psc-subnet --consumer-accept-list={C}=10 {in_producer}"
     ));
-    let attachment =
-        gcloud(&format!("compute service-attachments describe hello-service-attachment {in_producer} --format='value(selfLink)'"));
+    let attachment = gcloud(&format!(
+        "compute service-attachments describe hello-service-attachment {in_producer} --format='value(selfLink)'"
+    ));
 
     // 5, 6: the consumer's network and endpoint
     let in_consumer = format!("--region=asia-northeast1 --project={C}");
     gcloud(&format!("compute networks create consumer-vpc --subnet-mode=custom --project={C}"));
     subnet("consumer-subnet", "consumer-vpc", "10.1.0.0/24", C, "");
-    gcloud(&format!("compute addresses create psc-endpoint-ip --subnet=consumer-subnet --addresses=10.1.0.5 {in_consumer}"));
+    gcloud(&format!(
+        "compute addresses create psc-endpoint-ip --subnet=consumer-subnet --addresses=10.1.0.5 {in_consumer}"
+    ));
     gcloud(&format!(
         "compute forwarding-rules create psc-endpoint --network=consumer-vpc --address=psc-endpoint-ip \
          --target-service-attachment={attachment} {in_consumer}"
     ));
-    let status =
-        gcloud(&format!("compute forwarding-rules describe psc-endpoint {in_consumer} --format='value(pscConnectionStatus)'"));
+    let status = gcloud(&format!(
+        "compute forwarding-rules describe psc-endpoint {in_consumer} --format='value(pscConnectionStatus)'"
+    ));
     assert_eq!(status, "ACCEPTED");
 
     // 7: the producer sees it too
     let connected = gcloud(&format!(
         "compute service-attachments describe hello-service-attachment {in_producer} --format='yaml(connectedEndpoints)'"
     ));
-    let wanted = format!("endpoint: https://www.googleapis.com/compute/v1/projects/{C}/regions/asia-northeast1/forwardingRules/psc-endpoint");
+    let wanted = format!(
+        "endpoint: https://www.googleapis.com/compute/v1/projects/{C}/regions/asia-northeast1/forwardingRules/psc-endpoint"
+    );
     assert!(connected.contains(&wanted) && connected.contains("status: ACCEPTED"), "{connected}");
 
     // 8: a VM without an external address calls it with an ID token
@@ -119,7 +127,8 @@ fn the_walkthrough_typed_with_gcloud_ends_with_the_page_and_true_logs() {
         "TOKEN=$(curl -s -H 'Metadata-Flavor: Google' \
          'http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/identity?audience={url}')"
     );
-    let page = cloud.in_vm("test-vm", &format!("{token}; curl -s http://10.1.0.5/ -H \"Authorization: Bearer $TOKEN\"")).ok();
+    let page =
+        cloud.in_vm("test-vm", &format!("{token}; curl -s http://10.1.0.5/ -H \"Authorization: Bearer $TOKEN\"")).ok();
     assert!(page.contains("Congratulations | Cloud Run"), "{page}");
     let code = cloud.in_vm("test-vm", "curl -s -o /dev/null -w '%{http_code}' http://10.1.0.5/").ok();
     assert_eq!(code, "403", "without a token");

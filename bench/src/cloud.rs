@@ -69,7 +69,8 @@ pub fn ready(tools: &Tools) -> Outcome<Vec<Row>> {
         again.push(ms(Up::start(&tools.tombolo, &[])?.took));
         fs::remove_dir_all(STATE)?;
     }
-    let row = |promise, times| Row { promise, aim: Aim::AtMost(200.0), unit: "ms", ours: Spread::of(times), peer: None };
+    let row =
+        |promise, times| Row { promise, aim: Aim::AtMost(200.0), unit: "ms", ours: Spread::of(times), peer: None };
     Ok(vec![
         row("tombolo up to ready, ephemeral", ephemeral),
         row("tombolo up to ready, first start", first),
@@ -95,7 +96,8 @@ pub fn memory(tools: &Tools) -> Outcome<Vec<Row>> {
         thread::sleep(SETTLE);
         used.push(proportional_mib()?);
     }
-    let row = |promise, sizes| Row { promise, aim: Aim::AtMost(40.0), unit: "MiB", ours: Spread::of(sizes), peer: None };
+    let row =
+        |promise, sizes| Row { promise, aim: Aim::AtMost(40.0), unit: "MiB", ours: Spread::of(sizes), peer: None };
     Ok(vec![row("memory of an idle cloud", idle), row("memory with one VM and one service", used)])
 }
 
@@ -128,11 +130,17 @@ pub fn journey(tools: &Tools) -> Outcome<Vec<Row>> {
         let output = Command::new(&tools.tombolo).arg("demo").stdin(Stdio::null()).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let last = text.lines().find_map(|l| l.strip_prefix("First API call to first page: "));
-        let time = last.and_then(|l| l.split(' ').next()).ok_or_else(|| {
-            format!("the demo did not end well: {}", String::from_utf8_lossy(&output.stderr))
-        })?;
+        let time = last
+            .and_then(|l| l.split(' ').next())
+            .ok_or_else(|| format!("the demo did not end well: {}", String::from_utf8_lossy(&output.stderr)))?;
         times.push(time.parse()?);
     }
     let ours = Spread::of(times);
-    Ok(vec![Row { promise: "walkthrough: first API call to first 200", aim: Aim::AtMost(2_000.0), unit: "ms", ours, peer: None }])
+    Ok(vec![Row {
+        promise: "walkthrough: first API call to first 200",
+        aim: Aim::AtMost(2_000.0),
+        unit: "ms",
+        ours,
+        peer: None,
+    }])
 }

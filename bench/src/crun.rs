@@ -112,7 +112,8 @@ pub fn answer_starts(dir: &Path) -> Outcome<()> {
             });
             go.recv()?;
             let start = Instant::now();
-            let status = crun(dir).args(["run", "--detach", "--bundle"]).arg(dir.join("bundle")).arg(CONTAINER).status()?;
+            let status =
+                crun(dir).args(["run", "--detach", "--bundle"]).arg(dir.join("bundle")).arg(CONTAINER).status()?;
             if !status.success() {
                 // Nobody will ever answer the client.
                 std::process::exit(1);

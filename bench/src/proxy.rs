@@ -58,7 +58,8 @@ pub fn bench(tools: &Tools) -> Outcome<Vec<Row>> {
     let theirs = format!("/proc/{}/schedstat", haproxy.pid());
     let (mut spent, mut peer) = (Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let measured = (per_request(ours.address, &ours.token, &own)?, per_request(haproxy.address, &ours.token, &theirs)?);
+        let measured =
+            (per_request(ours.address, &ours.token, &own)?, per_request(haproxy.address, &ours.token, &theirs)?);
         if round > 0 {
             spent.push(measured.0);
             peer.push(measured.1);
@@ -74,7 +75,8 @@ fn per_request(address: SocketAddr, token: &str, schedstat: &str) -> Outcome<f64
     let before = cpu_ns(schedstat)?;
     let mut wrk = Command::new("wrk");
     wrk.args(["-t", "1", "-c", "64", "-d", SECONDS, "-H", &format!("Authorization: Bearer {token}")]);
-    let output = wrk.arg(format!("http://{address}/hello?x=1")).output().map_err(|e| format!("cannot start wrk: {e}"))?;
+    let output =
+        wrk.arg(format!("http://{address}/hello?x=1")).output().map_err(|e| format!("cannot start wrk: {e}"))?;
     let spent = cpu_ns(schedstat)? - before;
     let text = String::from_utf8_lossy(&output.stdout);
     if text.contains("Non-2xx") || text.contains("Socket errors") {
@@ -116,7 +118,12 @@ fn start(run_dir: &Path) -> Outcome<Ours> {
     let address = listener.local_addr()?;
     let host = UnixStream::connect(run_dir.join("proxy-sockets.sock"))?;
     ipc::send(&host, &Sockets::Listen(ListenerId(1)), &[listener.as_fd()])?;
-    Ok(Ours { thread: told.recv()?, address, instance: SocketAddr::from((Ipv6Addr::LOCALHOST, port)), token: token(&key)? })
+    Ok(Ours {
+        thread: told.recv()?,
+        address,
+        instance: SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+        token: token(&key)?,
+    })
 }
 
 fn plan(key: &SigningKey, port: u16) -> Outcome<Vec<EdgeItem>> {

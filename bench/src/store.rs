@@ -40,12 +40,20 @@ pub fn bench(tools: &Tools) -> Outcome<Vec<Row>> {
                 scope.spawn(move || (0..EACH).try_for_each(|n| kv.commit(resource(COMMITS + c * EACH + n)).map(drop)))
             })
             .collect();
-        committers.into_iter().try_for_each(|c| c.join().map_err(|_| "a committer panicked")?.map_err(|e| e.to_string()))
+        committers
+            .into_iter()
+            .try_for_each(|c| c.join().map_err(|_| "a committer panicked")?.map_err(|e| e.to_string()))
     })?;
     let together = us(start.elapsed() / (COMMITTERS * EACH));
     let peer = |samples: &[f64]| Some(("write and fdatasync", Spread::of(samples.to_vec())));
     Ok(vec![
-        Row { promise: "durable commit, alone", aim: Aim::None, unit: "µs", ours: Spread::of(alone), peer: peer(&synced) },
+        Row {
+            promise: "durable commit, alone",
+            aim: Aim::None,
+            unit: "µs",
+            ours: Spread::of(alone),
+            peer: peer(&synced),
+        },
         Row {
             promise: "durable commit, 16 at once, each",
             aim: Aim::None,

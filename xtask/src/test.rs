@@ -44,7 +44,9 @@ pub fn run(floors: &[String]) -> ExitCode {
         return ExitCode::from(2);
     }
     if !is_root() {
-        eprintln!("The lab and acceptance floors make network namespaces and cgroups: run as root (sudo -E cargo xtask test).");
+        eprintln!(
+            "The lab and acceptance floors make network namespaces and cgroups: run as root (sudo -E cargo xtask test)."
+        );
         return ExitCode::FAILURE;
     }
     for (program, why) in [("gcloud", "the walkthrough typed with gcloud"), ("curl", "most calls from inside a VM")] {
@@ -84,7 +86,10 @@ fn summary(counts: &BTreeMap<&str, Count>, left: usize, started: Instant) {
         all.failed += c.failed;
         all.skipped += c.skipped;
     }
-    println!("{}", if left == 0 { "nothing of ours is left on the machine" } else { "something was left behind, see above" });
+    println!(
+        "{}",
+        if left == 0 { "nothing of ours is left on the machine" } else { "something was left behind, see above" }
+    );
     println!("{} s in all", started.elapsed().as_secs());
     println!("{} passed, {} failed, {} skipped", all.passed, all.failed + u64::from(left > 0), all.skipped);
 }
@@ -101,7 +106,15 @@ fn floor_of(package: &str) -> &'static str {
 /// Builds all test programs, and the program under test with them. None: it did not compile, and cargo said why.
 fn build() -> Option<Vec<Program>> {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["test", "--workspace", "--lib", "--bins", "--tests", "--no-run", "--message-format=json-render-diagnostics"]);
+    command.args([
+        "test",
+        "--workspace",
+        "--lib",
+        "--bins",
+        "--tests",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
     let mut child = command.current_dir(root()).stdout(Stdio::piped()).spawn().ok()?;
     let lines = BufReader::new(child.stdout.take()?).lines().map_while(Result::ok);
     let mut programs: Vec<Program> = lines.filter_map(|line| program(&serde_json::from_str(&line).ok()?)).collect();

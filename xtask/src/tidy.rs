@@ -33,7 +33,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Every product crate.
 const EVERYTHING: &[&str] = &[
-    "api", "control", "guest", "host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo",
+    "api", "control", "guest", "host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store",
+    "tombolo",
 ];
 
 /// Lines of one file without its tests. Exceptions stand in `xtask/exceptions.txt` with their reason.
@@ -96,7 +97,8 @@ fn sources() -> Vec<(PathBuf, String)> {
 }
 
 fn arrows() -> Vec<String> {
-    let Ok(output) = Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps"]).current_dir(root()).output()
+    let Ok(output) =
+        Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps"]).current_dir(root()).output()
     else {
         return vec!["cargo metadata does not run".to_owned()];
     };
@@ -152,12 +154,17 @@ fn unsafety() -> Vec<String> {
 fn sizes() -> Vec<String> {
     let exceptions = fs::read_to_string(root().join("xtask/exceptions.txt")).unwrap_or_default();
     let excepted = |path: &Path| exceptions.lines().any(|l| l.split(' ').next() == path.to_str());
-    let length = |text: &str| text.lines().take_while(|l| !l.starts_with("#[cfg(test)]\n") && *l != "mod tests {").count();
+    let length =
+        |text: &str| text.lines().take_while(|l| !l.starts_with("#[cfg(test)]\n") && *l != "mod tests {").count();
     let long = |(path, text): &(PathBuf, String)| {
         let is_test = path.components().any(|c| c.as_os_str() == "tests" || c.as_os_str() == "acceptance");
         !is_test && length(text) > FILE_LINES_MAX && !excepted(path)
     };
-    sources().iter().filter(|f| long(f)).map(|(path, text)| format!("{} has {} lines", path.display(), length(text))).collect()
+    sources()
+        .iter()
+        .filter(|f| long(f))
+        .map(|(path, text)| format!("{} has {} lines", path.display(), length(text)))
+        .collect()
 }
 
 fn leftovers() -> Vec<String> {
@@ -192,7 +199,12 @@ fn decisions() -> Vec<String> {
 fn architecture() -> Vec<String> {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap_or_default();
     let named = |name: &str| text.contains(&format!("`{name}`"));
-    ARROWS.iter().map(|(name, _)| *name).filter(|n| !named(n)).map(|n| format!("{n} is not in ARCHITECTURE.md")).collect()
+    ARROWS
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|n| !named(n))
+        .map(|n| format!("{n} is not in ARCHITECTURE.md"))
+        .collect()
 }
 
 /// Every row of the tables in SPECIFICATION.md ends in the names of benches and tests that exist, or says *untested*.

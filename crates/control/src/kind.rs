@@ -3,13 +3,7 @@
 //! A new kind is: its typed spec in `model`, an `impl Kind` under [`crate::kinds`], a variant in [`Object`], its part of
 //! the plan, and its wire form in `api`. The compiler lists the places.
 
-use model::{
-    fault::Fault,
-    id::ResourceId,
-    lb, name::Link,
-    psc, time::Timestamp,
-    vm, vpc,
-};
+use model::{fault::Fault, id::ResourceId, lb, name::Link, psc, time::Timestamp, vm, vpc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{ops::Txn, world::World};

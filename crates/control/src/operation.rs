@@ -31,7 +31,10 @@ pub struct Operation {
 pub enum OperationState {
     /// Committed; the machine does not obey it everywhere yet.
     Running,
-    Done { at: Timestamp, fault: Option<Fault> },
+    Done {
+        at: Timestamp,
+        fault: Option<Fault>,
+    },
 }
 
 impl Operation {

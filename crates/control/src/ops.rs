@@ -3,9 +3,7 @@
 //! A commit is all or nothing and durable when it returns; the world follows it, then whoever plans is told what was
 //! touched. All writers, also in other processes, are put in order by one key that every commit compares and replaces.
 
-use std::{
-    sync::{Arc, Mutex, RwLock, RwLockReadGuard},
-};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 use identity::{
     permission::Permission,
@@ -163,7 +161,9 @@ impl Control {
                 }
                 Ok(Outcome::Conflict { .. }) => self.reload(&mut head)?,
                 Err(StoreError::Full) => {
-                    return Err(Fault::unavailable("The disk is full. Nothing was changed; free some space and try again."));
+                    return Err(Fault::unavailable(
+                        "The disk is full. Nothing was changed; free some space and try again.",
+                    ));
                 }
                 Err(error) => {
                     // It may have happened all the same: look at what is stored before anyone decides on it again.

@@ -111,10 +111,16 @@ fn firewall_rule(members: &Members<'_>, name: &str, spec: &vpc::Firewall) -> Fir
         members.vms.values().filter(carries).map(|vm| Cidr::host(vm.spec.address)).collect()
     };
     let ranges = |ranges: &[Cidr]| -> Match {
-        if ranges.is_empty() || ranges.contains(&Cidr::ALL) { Match::Any } else { Match::In(ranges.iter().copied().collect()) }
+        if ranges.is_empty() || ranges.contains(&Cidr::ALL) {
+            Match::Any
+        } else {
+            Match::In(ranges.iter().copied().collect())
+        }
     };
     let (peers, destinations) = match spec.direction {
-        vpc::Direction::Ingress if spec.source_tags.is_empty() => (ranges(&spec.source_ranges), ranges(&spec.destination_ranges)),
+        vpc::Direction::Ingress if spec.source_tags.is_empty() => {
+            (ranges(&spec.source_ranges), ranges(&spec.destination_ranges))
+        }
         vpc::Direction::Ingress => {
             // Ranges and tags are alternatives; no range beside a tag means the tag alone.
             let mut sources = tagged(&spec.source_tags);
@@ -125,7 +131,8 @@ fn firewall_rule(members: &Members<'_>, name: &str, spec: &vpc::Firewall) -> Fir
         vpc::Direction::Egress => (ranges(&spec.destination_ranges), Match::Any),
     };
     let all_protocols = spec.protocols.iter().any(|p| p.protocol.is_none());
-    let protocols = spec.protocols.iter().filter_map(|p| Some(PlannedProtocol { protocol: p.protocol?, ports: p.ports.clone() }));
+    let protocols =
+        spec.protocols.iter().filter_map(|p| Some(PlannedProtocol { protocol: p.protocol?, ports: p.ports.clone() }));
     FirewallRule {
         name: name.to_owned(),
         direction: spec.direction,
@@ -161,7 +168,10 @@ fn endpoints(world: &World, members: &Members<'_>) -> BTreeMap<model::id::Endpoi
 }
 
 /// The load balancer behind a connection, while its attachment exists.
-fn target_of<'w>(world: &'w World, c: &crate::world::PscConnection) -> Option<(&'w Record<lb::ForwardingRule>, vpc::PortRange)> {
+fn target_of<'w>(
+    world: &'w World,
+    c: &crate::world::PscConnection,
+) -> Option<(&'w Record<lb::ForwardingRule>, vpc::PortRange)> {
     let attachment = world.get::<model::psc::ServiceAttachment>(&c.attachment).filter(|a| a.id == c.attachment_id)?;
     let rule = world.get::<lb::ForwardingRule>(&attachment.spec.target)?;
     match &rule.spec.target {
@@ -218,7 +228,11 @@ pub fn vm(world: &World, seat: &SeatRecord) -> Option<SandboxPlan> {
 /// Source: internal DNS, search path of VMs with zonal names.
 fn search_list(vm: &Link) -> Vec<String> {
     let Scope::Zone(zone) = &vm.scope else { return Vec::new() };
-    vec![format!("{zone}.c.{}.internal", vm.project), format!("c.{}.internal", vm.project), "google.internal".to_owned()]
+    vec![
+        format!("{zone}.c.{}.internal", vm.project),
+        format!("c.{}.internal", vm.project),
+        "google.internal".to_owned(),
+    ]
 }
 
 /// Every forwarding rule that the proxy serves, its chain resolved.
@@ -239,10 +253,11 @@ fn listener(world: &World, rule: &Record<lb::ForwardingRule>) -> Option<Listener
         hosts: hosts.flat_map(|(h, n)| h.hosts.iter().map(move |host| (host.clone(), n))).collect(),
         matchers: map.path_matchers.iter().map(|m| matcher(world, m)).collect(),
         default: route(world, &map.default_service),
-        keepalive_ms: proxy.keepalive_s.map_or(
-            u64::try_from(LB_KEEPALIVE_DEFAULT.as_millis()).expect("a limit of minutes"),
-            |s| u64::from(s) * 1_000,
-        ),
+        keepalive_ms: proxy
+            .keepalive_s
+            .map_or(u64::try_from(LB_KEEPALIVE_DEFAULT.as_millis()).expect("a limit of minutes"), |s| {
+                u64::from(s) * 1_000
+            }),
     })
 }
 

@@ -79,19 +79,19 @@ impl Headers {
     }
 }
 
-impl Frame {
-    /// None for what is not IP, is cut short, or hides its transport behind IPv6 extension headers.
-    pub fn headers(&self) -> Option<Headers> {
-        let packet = self.bytes.get(ETHERNET_BYTES..)?;
+impl Headers {
+    /// Of a packet from its IP header on. None for what is not IP, is cut short, or hides its transport behind IPv6
+    /// extension headers.
+    pub fn of_packet(packet: &[u8]) -> Option<Headers> {
         let be16 = |bytes: &[u8], at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-        let (src, dst, protocol, body): (IpAddr, IpAddr, u8, &[u8]) = match be16(&self.bytes, 12)? {
-            0x0800 => {
+        let (src, dst, protocol, body): (IpAddr, IpAddr, u8, &[u8]) = match packet.first()? >> 4 {
+            4 => {
                 let header_bytes = usize::from(packet.first()? & 0x0f) * 4;
                 let total = usize::from(be16(packet, 2)?);
                 let v4 = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
                 (v4(12)?.into(), v4(16)?.into(), *packet.get(9)?, packet.get(header_bytes..total.min(packet.len()))?)
             }
-            0x86dd => {
+            6 => {
                 let end = 40 + usize::from(be16(packet, 4)?);
                 let v6 = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
                 (v6(8)?.into(), v6(24)?.into(), *packet.get(6)?, packet.get(40..end.min(packet.len()))?)
@@ -113,6 +113,15 @@ impl Frame {
             tcp_flags: if protocol == 6 { *body.get(13)? } else { 0 },
             payload_bytes: body.len().saturating_sub(header_bytes),
         })
+    }
+}
+
+impl Frame {
+    /// None for what [`Headers::of_packet`] does not read.
+    pub fn headers(&self) -> Option<Headers> {
+        let kind = self.bytes.get(ETHERNET_BYTES - 2..ETHERNET_BYTES)?;
+        let is_ip = kind == [0x08, 0x00] || kind == [0x86, 0xdd];
+        Headers::of_packet(self.bytes.get(ETHERNET_BYTES..).filter(|_| is_ip)?)
     }
 }
 

@@ -5,7 +5,8 @@
 //! left to decide, and answers which generation of each the kernel now equals.
 //!
 //! Start with [`net`] (plan to kernel state, pure), then [`hands`] (one cell applied), then [`agent`] (the process).
-//! [`netlink`] is the layer below, [`names`] says how everything is called, [`capture`] shows what is on the wire.
+//! [`netlink`] is the layer below, [`names`] says how everything is called, [`capture`] shows what is on the
+//! wire, [`trace`] which rules a packet met.
 
 pub mod agent;
 pub mod capture;
@@ -18,3 +19,4 @@ pub mod netlink;
 pub mod netns;
 pub mod sandboxes;
 mod sys;
+pub mod trace;

@@ -9,4 +9,5 @@ pub mod expr;
 pub mod nft;
 pub mod route;
 pub mod socket;
+pub mod trace;
 pub mod wire;

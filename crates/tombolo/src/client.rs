@@ -66,7 +66,11 @@ impl Client {
         }
         let connection = ClientConnection::new(Arc::new(config), name)?;
         let mut tls = StreamOwned::new(connection, stream);
-        write!(tls, "GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\r\n", self.token)?;
+        write!(
+            tls,
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\r\n",
+            self.token
+        )?;
         let mut answer = Vec::new();
         match tls.read_to_end(&mut answer) {
             // The other side may close without TLS's own goodbye; the answer says where it ends.
@@ -81,7 +85,8 @@ impl Client {
     pub fn ok(&self, method: &str, host: &str, path: &str, body: Option<&Value>) -> Outcome<Value> {
         let answer = self.call(method, host, path, body)?;
         if answer.status >= 300 {
-            let message = answer.body["error"]["message"].as_str().map_or_else(|| answer.body.to_string(), str::to_owned);
+            let message =
+                answer.body["error"]["message"].as_str().map_or_else(|| answer.body.to_string(), str::to_owned);
             return Err(format!("{method} https://{host}{path} answered {}: {message}", answer.status).into());
         }
         Ok(answer.body)
@@ -116,6 +121,7 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
     let head = std::str::from_utf8(&bytes[..head_end]).ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let body = &bytes[head_end + 4..];
-    let body = serde_json::from_slice(body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(body).into_owned()));
+    let body =
+        serde_json::from_slice(body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(body).into_owned()));
     Some(Answer { status, body })
 }

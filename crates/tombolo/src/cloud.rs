@@ -38,7 +38,10 @@ pub struct Dirs {
 
 impl Dirs {
     pub fn of(name: &CloudName) -> Dirs {
-        Dirs { run: Path::new("/run/tombolo").join(name.as_str()), state: Path::new("/var/lib/tombolo").join(name.as_str()) }
+        Dirs {
+            run: Path::new("/run/tombolo").join(name.as_str()),
+            state: Path::new("/var/lib/tombolo").join(name.as_str()),
+        }
     }
 
     /// Makes both, the run directory traversable (its sockets say who may connect), the state directory private.

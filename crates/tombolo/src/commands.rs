@@ -88,7 +88,12 @@ pub fn status(args: &CloudArgs) -> Outcome {
     for (what, count) in &status.counts {
         writeln!(out, "{count:>6}  {what}")?;
     }
-    for line in status.vms.iter().map(|v| format!("vm       {v}")).chain(status.services.iter().map(|s| format!("service  {s}"))) {
+    for line in status
+        .vms
+        .iter()
+        .map(|v| format!("vm       {v}"))
+        .chain(status.services.iter().map(|s| format!("service  {s}")))
+    {
         writeln!(out, "{line}")?;
     }
     Ok(ExitCode::SUCCESS)

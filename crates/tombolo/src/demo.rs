@@ -83,15 +83,28 @@ fn build(cloud: &Throwaway, ranges: Ranges, told: &mut Told) -> Outcome<Scene> {
         journey::create_project(client, project)?;
         journey::enable(client, project, &apis)?;
     }
-    told.step("two projects", &format!("gcloud projects create {PRODUCER}; gcloud projects create {CONSUMER}"), "APIs enabled");
+    told.step(
+        "two projects",
+        &format!("gcloud projects create {PRODUCER}; gcloud projects create {CONSUMER}"),
+        "APIs enabled",
+    );
 
     let service = journey::deploy(client, "internal")?;
     let url = service["status"]["url"].as_str().ok_or("a service without a URL")?.to_owned();
-    told.step("a private service", "gcloud run deploy hello-service --ingress=internal --no-allow-unauthenticated", &format!("serving, {url}"));
+    told.step(
+        "a private service",
+        "gcloud run deploy hello-service --ingress=internal --no-allow-unauthenticated",
+        &format!("serving, {url}"),
+    );
 
-    let member = format!("serviceAccount:{}-compute@developer.gserviceaccount.com", journey::project_number(client, CONSUMER)?);
+    let member =
+        format!("serviceAccount:{}-compute@developer.gserviceaccount.com", journey::project_number(client, CONSUMER)?);
     journey::let_invoke(client, &member)?;
-    told.step("who may call it", "gcloud run services add-iam-policy-binding hello-service --role=roles/run.invoker", &member);
+    told.step(
+        "who may call it",
+        "gcloud run services add-iam-policy-binding hello-service --role=roles/run.invoker",
+        &member,
+    );
 
     journey::create_network(client, PRODUCER, "producer-vpc")?;
     for (name, range, purpose) in [
@@ -101,18 +114,34 @@ fn build(cloud: &Throwaway, ranges: Ranges, told: &mut Told) -> Outcome<Scene> {
     ] {
         journey::create_subnet(client, PRODUCER, "producer-vpc", name, range, purpose)?;
     }
-    told.step("the producer's network", "gcloud compute networks create producer-vpc; … subnets create …", "10.0.1.0/24, 10.0.2.0/24 for proxies, 10.0.3.0/24 for NAT");
+    told.step(
+        "the producer's network",
+        "gcloud compute networks create producer-vpc; … subnets create …",
+        "10.0.1.0/24, 10.0.2.0/24 for proxies, 10.0.3.0/24 for NAT",
+    );
 
     let vip = journey::create_load_balancer(client)?;
-    told.step("an internal load balancer", "gcloud compute forwarding-rules create hello-forwarding-rule …", &format!("address {vip}"));
+    told.step(
+        "an internal load balancer",
+        "gcloud compute forwarding-rules create hello-forwarding-rule …",
+        &format!("address {vip}"),
+    );
 
     journey::publish(client, &[(CONSUMER, 10)])?;
-    told.step("publish it", "gcloud compute service-attachments create hello-service-attachment …", &format!("accepts {CONSUMER}, at most 10 endpoints"));
+    told.step(
+        "publish it",
+        "gcloud compute service-attachments create hello-service-attachment …",
+        &format!("accepts {CONSUMER}, at most 10 endpoints"),
+    );
 
     journey::create_network(client, CONSUMER, "consumer-vpc")?;
     journey::create_subnet(client, CONSUMER, "consumer-vpc", "consumer-subnet", ranges.consumer(), None)?;
     let status = journey::create_endpoint(client, ranges.endpoint())?;
-    told.step("an endpoint in the consumer's network", "gcloud compute forwarding-rules create psc-endpoint …", &format!("{} in {}: {status}", ranges.endpoint(), ranges.consumer()));
+    told.step(
+        "an endpoint in the consumer's network",
+        "gcloud compute forwarding-rules create psc-endpoint …",
+        &format!("{} in {}: {status}", ranges.endpoint(), ranges.consumer()),
+    );
     if status != "ACCEPTED" {
         return Err(format!("the connection is {status}").into());
     }
@@ -124,7 +153,11 @@ fn build(cloud: &Throwaway, ranges: Ranges, told: &mut Told) -> Outcome<Scene> {
         }
     }
     journey::enable_flow_logs(client)?;
-    told.step("a VM, without an external address", "gcloud compute instances create test-vm --network-interface=…,no-address", &format!("{vm_address}, flow logs on"));
+    told.step(
+        "a VM, without an external address",
+        "gcloud compute instances create test-vm --network-interface=…,no-address",
+        &format!("{vm_address}, flow logs on"),
+    );
     let vm = cloud.workload("test-vm")?;
     Ok(Scene { url, vip, endpoint: ranges.endpoint().to_owned(), vm, vm_address })
 }
@@ -137,7 +170,11 @@ fn call(cloud: &Throwaway, scene: &Scene, args: &Args, told: &mut Told, since: I
     let took = since.elapsed();
     let title = page.split("<title>").nth(1).and_then(|rest| rest.split("</title>").next());
     let Some(title) = title else { return Err(format!("the VM got no page but: {page}").into()) };
-    told.step("the call", &format!("in test-vm: curl http://{}/ -H \"Authorization: Bearer $TOKEN\"", scene.endpoint), &format!("200, {title:?}"));
+    told.step(
+        "the call",
+        &format!("in test-vm: curl http://{}/ -H \"Authorization: Bearer $TOKEN\"", scene.endpoint),
+        &format!("200, {title:?}"),
+    );
     let hops = watch.hops(&scene.vm_address, &scene.endpoint, &scene.vip)?;
     println!("\n{hops}");
     if let Some(dir) = &args.pcap {
@@ -174,7 +211,16 @@ fn show_logs(cloud: &Throwaway, ranges: Ranges, told: &mut Told) -> Outcome<()> 
     let requests = format!("logName=projects/{PRODUCER}/logs/run.googleapis.com%2Frequests AND httpRequest.status=200");
     let entry = cloud.await_log(PRODUCER, &requests)?;
     let request = &entry["httpRequest"];
-    told.step("the producer's request log", "gcloud logging read … run.googleapis.com%2Frequests", &format!("{} {} from {}", request["status"], request["requestUrl"].as_str().unwrap_or_default(), request["remoteIp"].as_str().unwrap_or_default()));
+    told.step(
+        "the producer's request log",
+        "gcloud logging read … run.googleapis.com%2Frequests",
+        &format!(
+            "{} {} from {}",
+            request["status"],
+            request["requestUrl"].as_str().unwrap_or_default(),
+            request["remoteIp"].as_str().unwrap_or_default()
+        ),
+    );
     let flows = format!(
         "logName=projects/{CONSUMER}/logs/compute.googleapis.com%2Fvpc_flows AND jsonPayload.connection.dest_ip=\"{}\"",
         ranges.endpoint()
@@ -182,7 +228,11 @@ fn show_logs(cloud: &Throwaway, ranges: Ranges, told: &mut Told) -> Outcome<()> 
     let entry = cloud.await_log(CONSUMER, &flows)?;
     let c = &entry["jsonPayload"]["connection"];
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    told.step("the consumer's flow log", "gcloud logging read … compute.googleapis.com%2Fvpc_flows", &format!("{} → {}:{}", text(&c["src_ip"]), text(&c["dest_ip"]), text(&c["dest_port"])));
+    told.step(
+        "the consumer's flow log",
+        "gcloud logging read … compute.googleapis.com%2Fvpc_flows",
+        &format!("{} → {}:{}", text(&c["src_ip"]), text(&c["dest_ip"]), text(&c["dest_port"])),
+    );
     Ok(())
 }
 

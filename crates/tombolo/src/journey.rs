@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use crate::client::Client;
 use crate::Outcome;
+use crate::client::Client;
 
 pub const REGION: &str = "asia-northeast1";
 pub const ZONE: &str = "asia-northeast1-b";
@@ -96,7 +96,8 @@ pub fn deploy(client: &Client, ingress: &str) -> Outcome<Value> {
 
 pub fn let_invoke(client: &Client, member: &str) -> Outcome<()> {
     let service = format!("/v1/projects/{PRODUCER}/locations/{REGION}/services/hello-service");
-    let mut policy = client.ok("GET", RUN, &format!("{service}:getIamPolicy?options.requestedPolicyVersion=3"), None)?;
+    let mut policy =
+        client.ok("GET", RUN, &format!("{service}:getIamPolicy?options.requestedPolicyVersion=3"), None)?;
     policy["bindings"] = json!([{"role": "roles/run.invoker", "members": [member]}]);
     client.ok("POST", RUN, &format!("{service}:setIamPolicy"), Some(&json!({"policy": policy})))?;
     Ok(())
@@ -108,7 +109,14 @@ pub fn create_network(client: &Client, project: &str, name: &str) -> Outcome<()>
     Ok(())
 }
 
-pub fn create_subnet(client: &Client, project: &str, network: &str, name: &str, range: &str, purpose: Option<&str>) -> Outcome<()> {
+pub fn create_subnet(
+    client: &Client,
+    project: &str,
+    network: &str,
+    name: &str,
+    range: &str,
+    purpose: Option<&str>,
+) -> Outcome<()> {
     let network = link(project, &format!("global/networks/{network}"));
     let mut body = json!({"name": name, "network": network, "ipCidrRange": range});
     if let Some(purpose) = purpose {
@@ -125,20 +133,29 @@ pub fn create_subnet(client: &Client, project: &str, network: &str, name: &str, 
 pub fn create_load_balancer(client: &Client) -> Outcome<String> {
     let at = |path: &str| link(PRODUCER, &format!("regions/{REGION}/{path}"));
     let make = |collection: &str, body: Value| client.compute("POST", &regional(PRODUCER, collection), &body);
-    make("networkEndpointGroups", json!({
-        "name": "hello-serverless-neg", "networkEndpointType": "SERVERLESS", "cloudRun": {"service": "hello-service"},
-    }))?;
-    make("backendServices", json!({
-        "name": "hello-backend-service", "loadBalancingScheme": "INTERNAL_MANAGED", "protocol": "HTTP", "timeoutSec": 30,
-        "backends": [{"group": at("networkEndpointGroups/hello-serverless-neg")}],
-    }))?;
+    make(
+        "networkEndpointGroups",
+        json!({
+            "name": "hello-serverless-neg", "networkEndpointType": "SERVERLESS", "cloudRun": {"service": "hello-service"},
+        }),
+    )?;
+    make(
+        "backendServices",
+        json!({
+            "name": "hello-backend-service", "loadBalancingScheme": "INTERNAL_MANAGED", "protocol": "HTTP", "timeoutSec": 30,
+            "backends": [{"group": at("networkEndpointGroups/hello-serverless-neg")}],
+        }),
+    )?;
     make("urlMaps", json!({"name": "hello-url-map", "defaultService": at("backendServices/hello-backend-service")}))?;
     make("targetHttpProxies", json!({"name": "hello-target-proxy", "urlMap": at("urlMaps/hello-url-map")}))?;
-    make("forwardingRules", json!({
-        "name": "hello-forwarding-rule", "loadBalancingScheme": "INTERNAL_MANAGED", "portRange": "80",
-        "network": link(PRODUCER, "global/networks/producer-vpc"), "subnetwork": at("subnetworks/producer-subnet"),
-        "target": at("targetHttpProxies/hello-target-proxy"),
-    }))?;
+    make(
+        "forwardingRules",
+        json!({
+            "name": "hello-forwarding-rule", "loadBalancingScheme": "INTERNAL_MANAGED", "portRange": "80",
+            "network": link(PRODUCER, "global/networks/producer-vpc"), "subnetwork": at("subnetworks/producer-subnet"),
+            "target": at("targetHttpProxies/hello-target-proxy"),
+        }),
+    )?;
     let rule = client.get(&format!("{}/hello-forwarding-rule", regional(PRODUCER, "forwardingRules")))?;
     Ok(rule["IPAddress"].as_str().ok_or("a forwarding rule without an address")?.to_owned())
 }
@@ -147,27 +164,39 @@ pub fn publish(client: &Client, accept: &[(&str, u32)]) -> Outcome<()> {
     let at = |path: &str| link(PRODUCER, &format!("regions/{REGION}/{path}"));
     let accept: Vec<Value> =
         accept.iter().map(|(project, limit)| json!({"projectIdOrNum": project, "connectionLimit": limit})).collect();
-    client.compute("POST", &regional(PRODUCER, "serviceAttachments"), &json!({
-        "name": "hello-service-attachment", "connectionPreference": "ACCEPT_MANUAL", "enableProxyProtocol": false,
-        "targetService": at("forwardingRules/hello-forwarding-rule"),
-        "natSubnets": [at("subnetworks/producer-psc-subnet")],
-        "consumerAcceptLists": accept,
-    }))?;
+    client.compute(
+        "POST",
+        &regional(PRODUCER, "serviceAttachments"),
+        &json!({
+            "name": "hello-service-attachment", "connectionPreference": "ACCEPT_MANUAL", "enableProxyProtocol": false,
+            "targetService": at("forwardingRules/hello-forwarding-rule"),
+            "natSubnets": [at("subnetworks/producer-psc-subnet")],
+            "consumerAcceptLists": accept,
+        }),
+    )?;
     Ok(())
 }
 
 /// Reserves the address and makes the endpoint; returns its connection status.
 pub fn create_endpoint(client: &Client, address: &str) -> Outcome<String> {
     let at = |path: &str| link(CONSUMER, &format!("regions/{REGION}/{path}"));
-    client.compute("POST", &regional(CONSUMER, "addresses"), &json!({
-        "name": "psc-endpoint-ip", "addressType": "INTERNAL", "purpose": "GCE_ENDPOINT", "address": address,
-        "subnetwork": at("subnetworks/consumer-subnet"),
-    }))?;
-    client.compute("POST", &regional(CONSUMER, "forwardingRules"), &json!({
-        "name": "psc-endpoint", "IPAddress": at("addresses/psc-endpoint-ip"),
-        "network": link(CONSUMER, "global/networks/consumer-vpc"),
-        "target": link(PRODUCER, &format!("regions/{REGION}/serviceAttachments/hello-service-attachment")),
-    }))?;
+    client.compute(
+        "POST",
+        &regional(CONSUMER, "addresses"),
+        &json!({
+            "name": "psc-endpoint-ip", "addressType": "INTERNAL", "purpose": "GCE_ENDPOINT", "address": address,
+            "subnetwork": at("subnetworks/consumer-subnet"),
+        }),
+    )?;
+    client.compute(
+        "POST",
+        &regional(CONSUMER, "forwardingRules"),
+        &json!({
+            "name": "psc-endpoint", "IPAddress": at("addresses/psc-endpoint-ip"),
+            "network": link(CONSUMER, "global/networks/consumer-vpc"),
+            "target": link(PRODUCER, &format!("regions/{REGION}/serviceAttachments/hello-service-attachment")),
+        }),
+    )?;
     let rule = client.get(&format!("{}/psc-endpoint", regional(CONSUMER, "forwardingRules")))?;
     Ok(rule["pscConnectionStatus"].as_str().unwrap_or("no status").to_owned())
 }
@@ -182,13 +211,17 @@ pub fn create_vm(client: &Client, name: &str, address: Option<&str>) -> Outcome<
     if let Some(address) = address {
         interface["networkIP"] = json!(address);
     }
-    client.compute("POST", &format!("{zonal}/instances"), &json!({
-        "name": name, "machineType": link(CONSUMER, &format!("zones/{ZONE}/machineTypes/e2-micro")),
-        "disks": [{"boot": true, "autoDelete": true, "initializeParams": {
-            "sourceImage": link("debian-cloud", "global/images/family/debian-12")}}],
-        "networkInterfaces": [interface],
-        "serviceAccounts": [{"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}],
-    }))?;
+    client.compute(
+        "POST",
+        &format!("{zonal}/instances"),
+        &json!({
+            "name": name, "machineType": link(CONSUMER, &format!("zones/{ZONE}/machineTypes/e2-micro")),
+            "disks": [{"boot": true, "autoDelete": true, "initializeParams": {
+                "sourceImage": link("debian-cloud", "global/images/family/debian-12")}}],
+            "networkInterfaces": [interface],
+            "serviceAccounts": [{"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}],
+        }),
+    )?;
     let vm = client.get(&format!("{zonal}/instances/{name}"))?;
     Ok(vm["networkInterfaces"][0]["networkIP"].as_str().ok_or("a VM without an address")?.to_owned())
 }

@@ -16,7 +16,12 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "tombolo", version, about = "A private serverless cloud in one binary", disable_help_subcommand = true)]
+#[command(
+    name = "tombolo",
+    version,
+    about = "A private serverless cloud in one binary",
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

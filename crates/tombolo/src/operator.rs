@@ -24,16 +24,25 @@ pub enum Ask {
     Ready,
     Status,
     /// Which workload a VM is. Without a project, the VM's name must be the only one of its kind.
-    FindVm { project: Option<String>, name: String },
+    FindVm {
+        project: Option<String>,
+        name: String,
+    },
     /// An image that the image role has unpacked.
     AddImage(Box<control::world::ImageRecord>),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Answer {
-    Ready { door: std::net::SocketAddr },
+    Ready {
+        door: std::net::SocketAddr,
+    },
     Status(Status),
-    Vm { workload: String, project: String, zone: String },
+    Vm {
+        workload: String,
+        project: String,
+        zone: String,
+    },
     Done,
     /// Not before it has started.
     NotYet,
@@ -66,7 +75,10 @@ pub fn ask_running(dirs: &Dirs, question: &Ask) -> Outcome<Answer> {
         Ok(answer) => Ok(answer),
         Err(error) => {
             let cloud = dirs.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Err(format!("cloud {cloud:?} does not answer ({error}): is it up? Start it with `tombolo up --cloud {cloud}`").into())
+            Err(format!(
+                "cloud {cloud:?} does not answer ({error}): is it up? Start it with `tombolo up --cloud {cloud}`"
+            )
+            .into())
         }
     }
 }

@@ -41,7 +41,8 @@ pub fn output(run_dir: &Path, workload: &str, argv: &[&str]) -> Outcome<(u8, Str
     let (mut reader, writer) = io::pipe()?;
     let null = std::fs::File::open("/dev/null")?;
     let argv = argv.iter().map(|word| (*word).to_owned()).collect();
-    let request = ExecRequest { argv, env: environment(), cwd: "/root".to_owned(), user: "root".to_owned(), tty: false };
+    let request =
+        ExecRequest { argv, env: environment(), cwd: "/root".to_owned(), user: "root".to_owned(), tty: false };
     let streams = Stdio::Streams { stdin: null.as_fd(), stdout: writer.as_fd(), stderr: writer.as_fd() };
     let exec = running.exec(&request, streams)?;
     drop(writer);

@@ -160,6 +160,7 @@ fn step(step: &Step) -> String {
         Step::ConnectionsOver(n) => format!("ct count over {n}"),
         Step::Timeout(name) => format!("ct timeout set {name}"),
         Step::NoTrack => "notrack".to_owned(),
+        Step::Trace => "meta nftrace set 1".to_owned(),
         Step::ForwardByMark(bits) => format!("fwd to meta mark & {bits:#x}"),
         Step::Verdict(verdict) => match verdict {
             Verdict::Accept => "accept".to_owned(),
@@ -185,9 +186,12 @@ fn value_text(load: Load, value: &[u8]) -> String {
         Load::InputName | Load::OutputName => name_text(value),
         Load::SourceIp | Load::DestinationIp | Load::CtOriginalDestination => field_text(Field::Ipv4, value),
         Load::SourceIp6 | Load::DestinationIp6 => field_text(Field::Ipv6, value),
-        Load::DestinationPort | Load::L4Proto | Load::NfProto | Load::CtDirection | Load::TcpFlags => {
-            field_text(Field::Port, value)
-        }
+        Load::SourcePort
+        | Load::DestinationPort
+        | Load::L4Proto
+        | Load::NfProto
+        | Load::CtDirection
+        | Load::TcpFlags => field_text(Field::Port, value),
         Load::CtOriginalZone => field_text(Field::Zone, value),
         Load::Mark | Load::CtState => field_text(Field::Mark, value),
     }

@@ -28,6 +28,7 @@ pub enum Load {
     DestinationIp,
     SourceIp6,
     DestinationIp6,
+    SourcePort,
     DestinationPort,
     TcpFlags,
     /// One of [`crate::netlink::expr::state`], as a bit.
@@ -62,6 +63,7 @@ impl Load {
             Load::DestinationIp => Source::Payload { base: NETWORK, offset: 16, bytes: 4 },
             Load::SourceIp6 => Source::Payload { base: NETWORK, offset: 8, bytes: 16 },
             Load::DestinationIp6 => Source::Payload { base: NETWORK, offset: 24, bytes: 16 },
+            Load::SourcePort => Source::Payload { base: TRANSPORT, offset: 0, bytes: 2 },
             Load::DestinationPort => Source::Payload { base: TRANSPORT, offset: 2, bytes: 2 },
             Load::TcpFlags => Source::Payload { base: TRANSPORT, offset: 13, bytes: 1 },
             Load::CtState => Source::Ct { key: 0, direction: None },
@@ -90,6 +92,7 @@ impl Load {
             Load::DestinationIp => "ip daddr",
             Load::SourceIp6 => "ip6 saddr",
             Load::DestinationIp6 => "ip6 daddr",
+            Load::SourcePort => "th sport",
             Load::DestinationPort => "th dport",
             Load::TcpFlags => "tcp flags",
             Load::CtState => "ct state",
@@ -189,6 +192,8 @@ pub enum Step {
     NoTrack,
     /// Out of the device whose number is in these bits of the mark.
     ForwardByMark(u32),
+    /// The kernel tells what the packet meets from here on.
+    Trace,
     Verdict(Verdict),
 }
 
@@ -319,6 +324,11 @@ impl Program {
                 let (program, mark) = self.load(Load::Mark);
                 let (program, device) = program.mask(mark, &bits.to_ne_bytes());
                 program.expr("fwd", |m| m.attr_be32(1, device))
+            }
+            Step::Trace => {
+                const NFTRACE: u32 = 12;
+                let (program, on) = self.immediate(&[1]);
+                program.expr("meta", |m| m.attr_be32(2, NFTRACE).attr_be32(3, on))
             }
             Step::Verdict(verdict) => self.expr("immediate", |m| {
                 m.attr_be32(1, NFT_REG_VERDICT).nest(2, |m| {

@@ -232,6 +232,12 @@ impl Writer {
         self.message(NEWTABLE, NLM_F_CREATE)
     }
 
+    /// A table that goes with the socket that made it, however that ends. Source: NFT_TABLE_F_OWNER, Linux 5.12.
+    pub fn new_owned_table(self) -> Message {
+        const OWNER: u32 = 0x2;
+        self.new_table().attr_be32(2, OWNER)
+    }
+
     pub fn new_chain(self, name: &str, hook: Option<&Hook>) -> Message {
         self.message(NEWCHAIN, NLM_F_CREATE).attr_str(3, name).maybe(hook, |m, hook| {
             let number = match (self.family, hook.at) {
@@ -483,7 +489,7 @@ pub fn read_table(socket: &mut Socket, writer: Writer) -> Result<Option<TableFou
     Ok(Some(found))
 }
 
-fn label_of(user_data: &[u8]) -> String {
+pub(super) fn label_of(user_data: &[u8]) -> String {
     let text = user_data.get(2..user_data.len().saturating_sub(1)).unwrap_or(&[]);
     String::from_utf8_lossy(text).into_owned()
 }

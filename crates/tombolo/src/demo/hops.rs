@@ -65,7 +65,8 @@ impl Watch {
         let (vm, endpoint, vip): (IpAddr, IpAddr, IpAddr) = (vm.parse()?, endpoint.parse()?, vip.parse()?);
         let deadline = Instant::now() + SETTLE_MAX;
         loop {
-            let mut rows: Vec<Row> = self.posts.iter().filter_map(|post| row(post, |h| h.dst == endpoint || h.dst == vip)).collect();
+            let mut rows: Vec<Row> =
+                self.posts.iter().filter_map(|post| row(post, |h| h.dst == endpoint || h.dst == vip)).collect();
             rows.extend(self.fabric.iter().find_map(|post| row(post, |h| h.dst_port == 8080)));
             if rows.len() == self.posts.len() + 1 || Instant::now() > deadline {
                 return Ok(Hops { rows, vm, endpoint, vip });
@@ -77,7 +78,11 @@ impl Watch {
     pub fn write(&self, dir: &Path) -> Outcome<()> {
         std::fs::create_dir_all(dir)?;
         for (number, post) in self.posts.iter().chain(&self.fabric).enumerate() {
-            post.capture.write_pcap(&dir.join(format!("{}-{}.pcap", number + 1, post.place.replace([' ', '/'], "-"))))?;
+            post.capture.write_pcap(&dir.join(format!(
+                "{}-{}.pcap",
+                number + 1,
+                post.place.replace([' ', '/'], "-")
+            )))?;
         }
         Ok(())
     }

@@ -124,9 +124,11 @@ fn template(value: &Value) -> Result<RevisionTemplate, Fault> {
     labels.remove(LOCATION);
     let container = container(&spec["containers"], default_probe)?;
     let concurrency = number("spec.template.spec.containerConcurrency", &spec["containerConcurrency"])?;
-    let concurrency = concurrency
-        .filter(|n| *n > 0)
-        .unwrap_or(if container.cpu_millis < 1_000 { 1 } else { RUN_CONCURRENCY_DEFAULT });
+    let concurrency = concurrency.filter(|n| *n > 0).unwrap_or(if container.cpu_millis < 1_000 {
+        1
+    } else {
+        RUN_CONCURRENCY_DEFAULT
+    });
     Ok(RevisionTemplate {
         name: Some(text(&meta["name"])).filter(|name| !name.is_empty()),
         labels,
