@@ -23,4 +23,5 @@ pub mod random;
 pub mod run;
 mod sweep;
 pub mod tokens;
+pub mod why;
 pub mod world;

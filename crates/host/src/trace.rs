@@ -87,7 +87,7 @@ impl Trace {
             }
         }
         // The kernel's number of a packet is free again when the packet is gone; each begins in the table that asks.
-        let asks = |event: &Event| event.table == trace::TABLE_NAME;
+        let asks = |event: &Event| event.table.starts_with(trace::TABLE_PREFIX);
         let mut packets: Vec<(u32, Vec<&Event>)> = Vec::new();
         for event in &self.heard {
             match packets.iter_mut().rev().find(|(packet, _)| *packet == event.packet) {
@@ -99,7 +99,8 @@ impl Trace {
     }
 
     fn passage(&self, events: &[&Event]) -> Option<Passage> {
-        let headers = || events.iter().filter_map(|e| Headers::of_packet(e.packet_bytes.as_deref()?));
+        let mut headers = events.iter().filter_map(|e| Headers::of_packet(e.packet_bytes.as_deref()?));
+        let came = headers.next()?;
         let name = |index: Option<u32>| {
             self.links.by_name.iter().find(|(_, number)| Some(**number) == index).map(|(name, _)| name.clone())
         };
@@ -107,14 +108,14 @@ impl Trace {
             Some(handle) => self.rules.get(&(event.table.clone(), handle)).cloned().unwrap_or_default(),
             None => "policy".to_owned(),
         };
-        let ours = |event: &&&Event| event.table != trace::TABLE_NAME;
+        let ours = |event: &&&Event| !event.table.starts_with(trace::TABLE_PREFIX);
         let matched = events.iter().filter(ours).filter(|e| e.rule.is_some());
         let dropped = events.iter().find(|e| e.decision == Decision::Drop);
         Some(Passage {
             input: events.iter().find_map(|e| name(e.input)),
             output: events.iter().rev().find_map(|e| name(e.output)),
-            came: headers().next()?,
-            left: headers().last()?,
+            came,
+            left: headers.next_back().unwrap_or(came),
             met: matched.map(|e| (e.chain.clone(), rule(e))).collect(),
             dropped: dropped.map(|e| (e.chain.clone(), rule(e))),
         })

@@ -19,7 +19,7 @@ mod probe;
 mod refusal;
 mod request;
 mod revision;
-mod route;
+pub mod route;
 mod sockets;
 mod trace;
 mod upstream;

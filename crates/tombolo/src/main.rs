@@ -10,6 +10,7 @@ mod operator;
 mod roles;
 mod terminal;
 mod up;
+mod why;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Command {
     Env(commands::CloudArgs),
     /// Run a command, or a shell, in a VM
     Ssh(commands::SshArgs),
+    /// Send a packet or a request the real way and say what it met, where it ended, and what would mend that
+    Why(why::Args),
     /// Make a local OCI layout or archive available as an image
     Load(commands::LoadArgs),
     /// The whole journey on a throwaway cloud: a private service, published to another project, called from its VM
@@ -67,14 +70,19 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("tombolo: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                eprintln!("  because {cause}");
-                source = cause.source();
-            }
+            complain(&*error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error with its causes.
+fn complain(error: &dyn std::error::Error) {
+    eprintln!("tombolo: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  because {cause}");
+        source = cause.source();
     }
 }
 
@@ -89,6 +97,7 @@ fn run(command: Command) -> Outcome {
         Command::Doctor => commands::doctor(),
         Command::Env(args) => commands::env(&args),
         Command::Ssh(args) => commands::ssh(&args),
+        Command::Why(args) => why::run(&args),
         Command::Load(args) => commands::load(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Role(args) => roles::run(args),

@@ -30,6 +30,18 @@ pub enum Ask {
     },
     /// An image that the image role has unpacked.
     AddImage(Box<control::world::ImageRecord>),
+    /// What is known of a packet from a VM to an address or a VM's name.
+    WhyPacket {
+        project: Option<String>,
+        vm: String,
+        to: String,
+    },
+    /// What is known of a service, and an ID token for it: of this account, for this audience or one that it expects.
+    WhyRequest {
+        service: model::run::ServiceKey,
+        account: Option<String>,
+        audience: Option<String>,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +54,12 @@ pub enum Answer {
         workload: String,
         project: String,
         zone: String,
+    },
+    Case(Box<control::why::Case>),
+    Backend {
+        backend: Box<control::why::Backend>,
+        token: Option<String>,
+        audience: Option<String>,
     },
     Done,
     /// Not before it has started.

@@ -195,7 +195,7 @@ impl Space {
     }
 }
 
-fn writer(table: &Table) -> Writer {
+fn writer(table: &Table) -> Writer<'static> {
     Writer { family: table.family, table: table.name }
 }
 

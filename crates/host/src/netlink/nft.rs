@@ -218,12 +218,12 @@ pub struct TableFound {
 
 /// Messages about one table.
 #[derive(Clone, Copy, Debug)]
-pub struct Writer {
+pub struct Writer<'t> {
     pub family: TableFamily,
-    pub table: &'static str,
+    pub table: &'t str,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn message(self, kind: u16, flags: u16) -> Message {
         Message::new(kind, flags).fixed(&nfgen(self.family.number(), 0)).attr_str(1, self.table)
     }
@@ -450,7 +450,7 @@ fn joined(mut wire: Vec<WireElement>, ranges: bool) -> BTreeSet<Element> {
 }
 
 /// Reads a table back; None when there is none.
-pub fn read_table(socket: &mut Socket, writer: Writer) -> Result<Option<TableFound>, NetlinkError> {
+pub fn read_table(socket: &mut Socket, writer: Writer<'_>) -> Result<Option<TableFound>, NetlinkError> {
     let family = writer.family.number();
     let ask = |kind| Message::new(kind, 0).fixed(&nfgen(family, 0)).attr_str(1, writer.table);
     let own = |payload: &[u8]| Attributes::after(payload, NFGEN_BYTES).text(1).as_deref() == Some(writer.table);

@@ -2,7 +2,10 @@
 //!
 //! Source of numbers: include/uapi/linux/netfilter/nf_tables.h, `nft_trace_attributes`.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use super::{
     expr::{Comparison, Load, Step},
@@ -17,8 +20,8 @@ const TRACE: u16 = 10 << 8 | 17;
 const GETRULE: u16 = 10 << 8 | 7;
 const NFGEN_BYTES: usize = 4;
 const IP: u8 = 2;
-pub const TABLE_NAME: &str = "why";
-const TABLE: Writer = Writer { family: TableFamily::Ip, table: TABLE_NAME };
+/// Tables that ask for traces are called so; several may stand side by side.
+pub const TABLE_PREFIX: &str = "why-";
 const TCP: u8 = 6;
 /// Before everything else that looks at a packet.
 const PRIORITY_FIRST: i32 = -400;
@@ -62,9 +65,13 @@ pub fn start(owner: &mut Socket, port: u16) -> Result<(), NetlinkError> {
             Step::Trace,
         ],
     };
+    // A closed socket's table goes a moment later, so no name is used twice.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("{TABLE_PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let table = Writer { family: TableFamily::Ip, table: &name };
     let rules = [Load::SourcePort, Load::DestinationPort].map(rule);
-    let mut messages = vec![TABLE.new_owned_table(), TABLE.new_chain("all", chain.hook.as_ref())];
-    messages.extend(rules.iter().map(|rule| TABLE.new_rule("all", rule)));
+    let mut messages = vec![table.new_owned_table(), table.new_chain("all", chain.hook.as_ref())];
+    messages.extend(rules.iter().map(|rule| table.new_rule("all", rule)));
     owner.transaction("trace packets", messages)
 }
 

@@ -22,11 +22,21 @@ use control::{
     plan::Settings,
     projects,
     tokens::Mint,
-    world::ImageRecord,
+    why,
+    world::{ImageRecord, World},
 };
 use identity::keys::SigningKey;
 use logs::{Bounds, Journal};
-use model::{lb, limits::TOKEN_LIFETIME, name::Scope, planned::edge::Outside, psc, time::Timestamp, vm, vpc};
+use model::{
+    lb,
+    limits::TOKEN_LIFETIME,
+    name::{Link, Scope},
+    planned::edge::Outside,
+    psc,
+    run::ServiceKey,
+    time::Timestamp,
+    vm, vpc,
+};
 use store::{Embedded, Kv};
 use tokio::{io::AsyncWriteExt, net::UnixStream};
 
@@ -96,13 +106,13 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     tokio::spawn(Driver::new(control.clone(), &dirs.run, settings, serving).run());
 
     let rooms = Rooms {
-        router: api::gcp::router(control.clone(), mint, journal),
+        router: api::gcp::router(control.clone(), mint.clone(), journal),
         beyond: Arc::new(ToProxy(dirs.socket("proxy-outside.sock"))),
         authority: authority.join().map_err(|_| "the thread of the authority panicked")??,
         now: Box::new(now),
     };
     let door = Door::bind(args.listen, rooms).await?;
-    let stage = stage.set(Stage { control, door: door.local_addr()? });
+    let stage = stage.set(Stage { control, mint, door: door.local_addr()? });
     debug_assert!(stage.is_ok(), "the stage is set once");
     door.run().await;
     Ok(ExitCode::SUCCESS)
@@ -172,6 +182,7 @@ impl Beyond for ToProxy {
 /// What the operator may ask of a control process that has started.
 struct Stage {
     control: Arc<Control>,
+    mint: Arc<Mint>,
     door: std::net::SocketAddr,
 }
 
@@ -181,6 +192,8 @@ impl Stage {
             Ask::Ready => Answer::Ready { door: self.door },
             Ask::Status => Answer::Status(self.status()),
             Ask::FindVm { project, name } => self.find_vm(project.as_deref(), &name),
+            Ask::WhyPacket { project, vm, to } => self.why_packet(project.as_deref(), &vm, &to),
+            Ask::WhyRequest { service, account, audience } => self.why_request(&service, account, audience),
             Ask::AddImage(record) => match add_image(&self.control, &record) {
                 Ok(()) => Answer::Done,
                 Err(fault) => Answer::Refused(fault.message),
@@ -212,24 +225,53 @@ impl Stage {
 
     fn find_vm(&self, project: Option<&str>, name: &str) -> Answer {
         let world = self.control.read();
-        let named = |vm: &&control::kind::Record<vm::Instance>| {
-            vm.link.name == name && project.is_none_or(|p| vm.link.project.as_str() == p)
+        let link = match named_vm(&world, project, name) {
+            Ok(link) => link,
+            Err(refusal) => return refusal,
         };
-        let found: Vec<_> = world.all::<vm::Instance>().filter(named).collect();
-        let [vm] = found.as_slice() else {
-            return Answer::Refused(match found.len() {
-                0 => format!("no VM is called {name:?}: `tombolo status` lists them"),
-                _ => format!("several VMs are called {name:?}: say which with --project"),
-            });
-        };
-        let seat = world.seats.values().find(|s| matches!(&s.holder, control::world::Holder::Vm(l) if *l == vm.link));
-        match (seat, &vm.link.scope) {
+        let seat = world.seats.values().find(|s| matches!(&s.holder, control::world::Holder::Vm(l) if *l == link));
+        match (seat, &link.scope) {
             (Some(seat), Scope::Zone(zone)) => Answer::Vm {
                 workload: seat.workload.to_string(),
-                project: vm.link.project.to_string(),
+                project: link.project.to_string(),
                 zone: zone.to_string(),
             },
             _ => Answer::Refused(format!("VM {name:?} is switched off")),
         }
+    }
+
+    fn why_packet(&self, project: Option<&str>, vm: &str, to: &str) -> Answer {
+        let world = self.control.read();
+        let case = named_vm(&world, project, vm).map(|link| why::case(&world, &link, to));
+        match case {
+            Ok(Ok(case)) => Answer::Case(Box::new(case)),
+            Ok(Err(fault)) => Answer::Refused(fault.message),
+            Err(refusal) => refusal,
+        }
+    }
+
+    fn why_request(&self, service: &ServiceKey, account: Option<String>, audience: Option<String>) -> Answer {
+        let world = self.control.read();
+        let backend = why::backend(&world, service);
+        let audience = audience.or_else(|| backend.url.clone());
+        let token = account.zip(audience.as_ref());
+        let token = token.map(|(email, audience)| why::token(&self.mint, &world, &email, audience, self.control.now()));
+        match token.transpose() {
+            Ok(token) => Answer::Backend { backend: Box::new(backend), token, audience },
+            Err(fault) => Answer::Refused(fault.message),
+        }
+    }
+}
+
+/// The VM of this name; without a project, it must be the only one.
+fn named_vm(world: &World, project: Option<&str>, name: &str) -> Result<Link, Answer> {
+    let named = |vm: &&control::kind::Record<vm::Instance>| {
+        vm.link.name == name && project.is_none_or(|p| vm.link.project.as_str() == p)
+    };
+    let found: Vec<_> = world.all::<vm::Instance>().filter(named).collect();
+    match found.as_slice() {
+        [vm] => Ok(vm.link.clone()),
+        [] => Err(Answer::Refused(format!("no VM is called {name:?}: `tombolo status` lists them"))),
+        _ => Err(Answer::Refused(format!("several VMs are called {name:?}: say which with --project"))),
     }
 }
