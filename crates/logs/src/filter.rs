@@ -2,8 +2,6 @@
 //!
 //! What is not supported is refused when the filter is parsed; a filter that parses is obeyed. Sources: Cloud Logging,
 //! "Logging query language"; AIP-160 for the grammar. Start with [`Filter::parse`] and [`Filter::matches`].
-//!
-//! Known difference: texts are compared without case but without Unicode's compatibility forms (NFKC).
 
 use std::ops::RangeInclusive;
 
@@ -11,12 +9,14 @@ use serde_json::Value;
 
 use crate::entry::{LogName, LogTime};
 
+mod derived;
 mod net;
 mod parse;
 mod regexp;
 mod schema;
 mod test;
 
+use derived::Derived;
 use net::Net;
 use schema::{Absent, Field};
 use test::{Rel, Test, fold};
@@ -46,6 +46,11 @@ enum Expr {
         field: Field,
         test: Test,
     },
+    /// Of what functions make of a field.
+    Derived {
+        left: Derived,
+        test: Test,
+    },
     /// Any text of the entry contains this (folded).
     Anywhere(String),
     LogId(String),
@@ -60,8 +65,15 @@ enum Expr {
     },
     Search {
         field: Option<Field>,
-        words: Vec<String>,
+        query: Query,
     },
+}
+
+/// What SEARCH looks for: every word as a whole, in any order, and every phrase word for word.
+#[derive(Clone, Debug)]
+struct Query {
+    words: Vec<String>,
+    phrases: Vec<Vec<String>>,
 }
 
 impl Expr {
@@ -86,6 +98,7 @@ impl Expr {
                 let absent = || field.absent == Absent::Defaulted && test.of_default();
                 field.any(entry, &mut |value| test.of(value)).unwrap_or_else(absent)
             }
+            Expr::Derived { left, test } => left.any(entry, &|value| test.of(value)),
             Expr::Anywhere(needle) => texts(entry, &mut |text| fold(text).contains(needle)),
             Expr::LogId(id) => log_name(entry).is_some_and(|name| name.id == *id),
             Expr::Source(parent) => log_name(entry).is_some_and(|name| name.parent == *parent),
@@ -97,9 +110,9 @@ impl Expr {
             Expr::InNet { field, net } => {
                 field.any(entry, &mut |v| v.as_str().is_some_and(|text| net.contains_text(text))).unwrap_or(false)
             }
-            Expr::Search { field: None, words } => has_words(entry, words),
-            Expr::Search { field: Some(field), words } => {
-                field.any(entry, &mut |value| has_words(value, words)).unwrap_or(false)
+            Expr::Search { field: None, query } => query.is_in(entry),
+            Expr::Search { field: Some(field), query } => {
+                field.any(entry, &mut |value| query.is_in(value)).unwrap_or(false)
             }
         }
     }
@@ -112,6 +125,7 @@ impl Expr {
             Expr::Field { field, test } => needle(field, test).is_none_or(|needle| contains(json, &needle)),
             Expr::Anywhere(text) if is_plain(text) => contains(json, text),
             Expr::Not(_)
+            | Expr::Derived { .. }
             | Expr::Anywhere(_)
             | Expr::LogId(_)
             | Expr::Source(_)
@@ -226,8 +240,38 @@ fn words(text: &str) -> impl Iterator<Item = String> {
     text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(fold)
 }
 
-fn has_words(value: &Value, wanted: &[String]) -> bool {
-    wanted.iter().all(|word| texts(value, &mut |text| words(text).any(|found| found == *word)))
+impl Query {
+    /// Text between backticks is a phrase. A last backtick without a partner is a character like any other.
+    fn parse(text: &str) -> Query {
+        let mut query = Query { words: Vec::new(), phrases: Vec::new() };
+        let mut rest = text;
+        while let Some((before, phrase, after)) = phrase(rest) {
+            query.words.extend(words(before));
+            query.phrases.push(words(phrase).collect());
+            rest = after;
+        }
+        query.words.extend(words(rest));
+        query.phrases.retain(|phrase| !phrase.is_empty());
+        query
+    }
+
+    fn is_empty(&self) -> bool {
+        self.words.is_empty() && self.phrases.is_empty()
+    }
+
+    fn is_in(&self, value: &Value) -> bool {
+        let has_word = |word: &String| texts(value, &mut |text| words(text).any(|found| found == *word));
+        let has_phrase = |phrase: &Vec<String>| {
+            texts(value, &mut |text| words(text).collect::<Vec<_>>().windows(phrase.len()).any(|found| found == phrase))
+        };
+        self.words.iter().all(has_word) && self.phrases.iter().all(has_phrase)
+    }
+}
+
+fn phrase(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once('`')?;
+    let (phrase, after) = rest.split_once('`')?;
+    Some((before, phrase, after))
 }
 
 /// FNV-1a, mixed. The same in every process.

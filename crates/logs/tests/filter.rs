@@ -519,6 +519,78 @@ fn functions_ask_what_operators_cannot() {
 }
 
 #[test]
+fn functions_on_the_left_convert_and_extract() {
+    check(
+        &request(),
+        &[
+            ("cast(httpRequest.requestSize, INT64)>500", YES, "906 as a number"),
+            ("cast(httpRequest.status, STRING)=~\"^5..$\"", YES, "a number as a text has patterns"),
+            ("cast(httpRequest.status, STRING):\"0\"", YES, "and contains"),
+            ("cast(httpRequest.responseSize, STRING)=(386 OR 387)", YES, "lists of values"),
+            ("CAST(traceSampled, string)=TRUE", YES, "names in any case"),
+            ("cast(insertId, INT64)!=3", NO, "what is no number has no value"),
+            ("cast(labels.nothere, INT64)!=3", NO, "nor has what is missing"),
+            ("NOT cast(labels.nothere, INT64)=3", YES, "so its negation holds"),
+            ("cast(httpRequest.cacheHit, STRING)=false", YES, "a schema's field has its default"),
+            ("cast(httpRequest.latency, DURATION)>\"2s\"", YES, "a duration"),
+            ("regexp_extract(httpRequest.userAgent, \"^(\\\\w+)/\")=curl", YES, "the first group"),
+            ("regexp_extract(httpRequest.userAgent, \"^(\\\\w+)/\")=CURL", YES, "compared as every text"),
+            ("regexp_extract(httpRequest.userAgent, \"/(\\\\d+)\")>=\"8\"", YES, "as texts"),
+            ("cast(regexp_extract(httpRequest.userAgent, \"/(\\\\d+)\"), INT64)<10", YES, "one in the other"),
+            ("regexp_extract(httpRequest.userAgent, \"wget/(.)\")!=x", NO, "no match is no value"),
+            ("regexp_extract(cast(httpRequest.status, STRING), \"^(.)\")=5", YES, "the other way round"),
+            ("search(\"`hello run app`\")", YES, "a phrase, word for word"),
+            ("search(\"`run hello`\")", NO, "in its order"),
+            ("search(\"`HELLO run` 8\")", YES, "a phrase and a word, without case"),
+            ("search(httpRequest.requestUrl, \"`run app`\")", YES, "in one field"),
+            ("search(httpRequest.requestMethod, \"`run app`\")", NO, "in that field"),
+            ("search(\"curl`\")", YES, "a backtick alone is a delimiter"),
+        ],
+    );
+    check(
+        &json!({"jsonPayload": {"at": "2025-10-15T02:00:00", "day": "2025-10-15", "n": 7, "f": "0.5", "on": "True",
+                                 "took": "3s", "list": ["1", "22"], "odd": {"a": 1}}}),
+        &[
+            ("cast(jsonPayload.at, TIMESTAMP)=\"2025-10-15T02:00:00Z\"", YES, "without a zone it is UTC"),
+            ("cast(jsonPayload.at, TIMESTAMP, TIMEZONE(\"Europe/Berlin\"))=\"2025-10-15T00:00:00Z\"", YES, "in a zone"),
+            (
+                "cast(jsonPayload.day, TIMESTAMP, timezone(\"Europe/Berlin\"))=\"2025-10-14T22:00:00Z\"",
+                YES,
+                "a local day",
+            ),
+            ("cast(jsonPayload.day, TIMESTAMP)<\"2025-10-15\"", NO, "not before itself"),
+            ("cast(jsonPayload.f, FLOAT64)<0.6", YES, "a fraction"),
+            ("cast(jsonPayload.f, INT64)=0", NO, "is no whole number"),
+            ("cast(jsonPayload.on, BOOL)=true", YES, "a flag"),
+            ("cast(jsonPayload.took, DURATION)<\"1m\"", YES, "a duration in a payload"),
+            ("jsonPayload.took<\"1m\"", NO, "which is a text without the cast"),
+            ("cast(jsonPayload.list, INT64)>20", YES, "any element"),
+            ("cast(jsonPayload.odd, STRING):*", NO, "an object is not one value"),
+            ("cast(jsonPayload.n, STRING)=7", YES, "a number as a text"),
+        ],
+    );
+}
+
+#[test]
+fn texts_are_equal_however_their_characters_were_put_together() {
+    let entry =
+        json!({"textPayload": "Caf\u{e9} \u{fb01}n Stra\u{df}e \u{2460} \u{212b}", "labels": {"a": "e\u{301}"}});
+    check(
+        &entry,
+        &[
+            ("textPayload:\"cafe\u{301}\"", YES, "composed and decomposed"),
+            ("textPayload:\"CAF\u{c9}\"", YES, "without case"),
+            ("textPayload:\"fin\"", YES, "a ligature is its letters"),
+            ("textPayload:\"STRASSE\"", YES, "full case folding"),
+            ("textPayload:\"1\"", YES, "a circled digit is a digit"),
+            ("textPayload:\"\u{e5}\"", YES, "the sign of the angstrom is the letter"),
+            ("labels.a=\"\u{e9}\"", YES, "in labels too"),
+            ("textPayload=~\"fin\"", NO, "patterns see what is there"),
+        ],
+    );
+}
+
+#[test]
 fn a_sample_takes_about_its_share_and_always_the_same() {
     let filter = Filter::parse("sample(insertId, 0.25)").unwrap();
     let taken = |n: u32| filter.matches(&json!({"insertId": n.to_string()}));
@@ -583,9 +655,23 @@ fn what_is_not_understood_is_refused_with_its_place() {
         ("httpRequest.status=~\"5..\"", "string fields", "a pattern needs a text"),
         ("trace=~\"(\"", "invalid regular expression", "a broken pattern"),
         ("trace=NULL_VALUE", "NULL_VALUE", "a text is never null"),
-        ("cast(labels.a, INT64)>3", "not supported by tombolo yet", "a function of the real language we lack"),
-        ("regexp_extract(labels.a, \"(x)\")=x", "not supported by tombolo yet", "likewise"),
-        ("search(\"`a b`\")", "not supported by tombolo yet", "phrases"),
+        ("cast(labels.a, INT32)>3", "'INT32' is no type", "no such type"),
+        ("cast(labels.a, INT64, TIMEZONE(\"Europe/Berlin\"))>3", "'INT64' is no type", "only instants have a zone"),
+        ("cast(labels.a, TIMESTAMP, TIMEZONE(\"Mars/Olympus\"))>3", "'Mars/Olympus' is no time zone", "no such zone"),
+        ("cast(labels.a, TIMESTAMP, ZONE(\"UTC\"))>3", "syntax error", "no such argument"),
+        ("cast(labels, STRING)=x", "a value of its own", "a map is not one value"),
+        ("cast(thud, STRING)=x", "Field not found", "no such field"),
+        ("cast(labels.a, INT64)", "syntax error", "a value is no term"),
+        ("cast(labels.a)>3", "syntax error", "too few"),
+        ("cast(labels.a, INT64)>x", "'x' is not a valid number", "the right side has the type of the cast"),
+        ("cast(labels.a, BOOL)=~\"t\"", "string fields", "a pattern needs a text"),
+        ("regexp_extract(labels.a, \"x\")=x", "one group, not 0", "no group"),
+        ("regexp_extract(labels.a, \"(x)(y)\")=x", "one group, not 2", "several groups"),
+        ("regexp_extract(labels.a, \"(\")=x", "invalid regular expression", "a broken pattern"),
+        ("regexp_extract(labels.a, (x))=x", "syntax error", "a pattern must be quoted"),
+        ("regexp_extract(httpRequest.status, \"(.)\")=5", "string fields", "cast it first"),
+        ("cast(log_id(\"a\"), STRING)=x", "no value to go on with", "a function that is a term"),
+        ("search(\"` `\")", "nothing to search for", "an empty phrase"),
         ("frobnicate(labels.a)", "unknown function 'frobnicate'", "no such function"),
         ("log_id()", "wrong number of arguments", "too few"),
         ("log_id(a, b)", "wrong number of arguments", "too many"),
@@ -645,7 +731,7 @@ proptest! {
     #[test]
     fn no_pile_of_tokens_makes_it_panic_either(tokens in prop::collection::vec(prop::sample::select(vec![
         "severity", "labels.a", "\"", "\"x\"", ".", "(", ")", "=", "=~", "!", ":", "*", "-", "--", "\n", " ", "AND", "OR",
-        "NOT", ",", "log_id", "search", "\\", "\\u", "[", "]", "é", "NULL_VALUE", "5", "3s",
+        "NOT", ",", "log_id", "search", "cast", "regexp_extract", "INT64", "`", "(x)", "\\", "\\u", "[", "]", "é", "NULL_VALUE", "5", "3s",
     ]), 0..24)) {
         if let Ok(filter) = Filter::parse(&tokens.concat()) {
             for entry in [request(), flow(), json_line(), audit(), text_line()] {

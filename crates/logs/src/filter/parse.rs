@@ -6,7 +6,8 @@
 use model::limits;
 
 use super::{
-    Expr, FilterError,
+    Expr, FilterError, Query,
+    derived::{Derived, Step, Type},
     net::Net,
     regexp,
     schema::{self, Field, Kind},
@@ -66,10 +67,19 @@ impl Word {
     }
 }
 
-/// What a comparison is made for: one field, one relation, several values perhaps.
+/// What a comparison is made for: one left side, one relation, several values perhaps.
 struct Left {
-    field: Field,
+    of: Derived,
     rel: Operator,
+}
+
+impl Left {
+    fn expr(&self, test: Test) -> Expr {
+        match self.of.steps.is_empty() {
+            true => Expr::Field { field: self.of.field.clone(), test },
+            false => Expr::Derived { left: self.of.clone(), test },
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,7 +134,7 @@ impl Parser {
         Ok(if negated { Expr::Not(Box::new(simple)) } else { simple })
     }
 
-    /// `simple := "(" all ")" | function | path op values | value`
+    /// `simple := "(" all ")" | function | derived op values | value`
     fn simple(&mut self) -> Parsed<Expr> {
         if self.peek() == Some('(') {
             return self.nested(Parser::all);
@@ -136,16 +146,28 @@ impl Parser {
         if self.peek() == Some('(')
             && let Some(name) = word.bare()
         {
-            return self.function(&name.to_ascii_lowercase(), word.start);
+            let name = name.to_ascii_lowercase();
+            if !is_derivation(&name) {
+                return self.function(&name, word.start);
+            }
+            let of = self.derivation(&name, word.start)?;
+            self.blanks();
+            let Some(rel) = self.operator()? else { return Err(self.unexpected()) };
+            return self.values(&Left { of, rel });
         }
         self.blanks();
         let Some(rel) = self.operator()? else { return self.anywhere(&word) };
-        self.blanks();
-        let left = Left { field: self.field(&word)?, rel };
-        if self.peek() == Some('(') { self.nested(|p| p.values_all(&left)) } else { self.value(&left) }
+        let of = Derived::plain(self.field(&word)?);
+        self.values(&Left { of, rel })
     }
 
-    fn nested(&mut self, inner: impl FnOnce(&mut Parser) -> Parsed<Expr>) -> Parsed<Expr> {
+    /// `values := value | "(" values_all ")"`
+    fn values(&mut self, left: &Left) -> Parsed<Expr> {
+        self.blanks();
+        if self.peek() == Some('(') { self.nested(|p| p.values_all(left)) } else { self.value(left) }
+    }
+
+    fn nested<T>(&mut self, inner: impl FnOnce(&mut Parser) -> Parsed<T>) -> Parsed<T> {
         self.depth += 1;
         if self.depth > limits::FILTER_DEPTH_MAX {
             let why = format!("Filter is nested too deeply: at most {} levels.", limits::FILTER_DEPTH_MAX);
@@ -217,22 +239,20 @@ impl Parser {
             return Err(self.unexpected());
         }
         let test = match left.rel {
-            Operator::Matches { wanted } => self.regex_test(left, part, wanted, start)?,
+            Operator::Matches { wanted } => Test::Matches { regex: self.regex(&left.of, part, start)?, wanted },
             Operator::Rel(rel) => self.plain_test(left, part, rel, start)?,
         };
-        Ok(Expr::Field { field: left.field.clone(), test })
+        Ok(left.expr(test))
     }
 
-    fn regex_test(&self, left: &Left, part: &Part, wanted: bool, start: usize) -> Parsed<Test> {
+    fn regex(&self, of: &Derived, part: &Part, start: usize) -> Parsed<regex::Regex> {
         if !part.quoted {
             return Err(self.error(start, "regular expressions must begin and end with '\"'".to_owned()));
         }
-        if !matches!(left.field.kind, Kind::Text | Kind::Dynamic) {
+        if !matches!(of.kind(), Kind::Text | Kind::Dynamic) {
             return Err(self.error(start, "regular expressions can only be used with string fields".to_owned()));
         }
-        let regex = regexp::compile(&part.text)
-            .map_err(|why| self.error(start, format!("invalid regular expression: {why}")))?;
-        Ok(Test::Matches { regex, wanted })
+        regexp::compile(&part.text).map_err(|why| self.error(start, format!("invalid regular expression: {why}")))
     }
 
     fn plain_test(&self, left: &Left, part: &Part, rel: Rel, start: usize) -> Parsed<Test> {
@@ -240,14 +260,14 @@ impl Parser {
             return if rel == Rel::Has { Ok(Test::Present) } else { Err(self.unexpected_at(start)) };
         }
         if !part.quoted && part.text == "NULL_VALUE" {
-            return match (left.field.kind, rel) {
+            return match (left.of.kind(), rel) {
                 (Kind::Dynamic, Rel::Eq) => Ok(Test::Null { wanted: true }),
                 (Kind::Dynamic, Rel::Ne) => Ok(Test::Null { wanted: false }),
                 _ => Err(self.error(start, "NULL_VALUE can only be compared with '=' in a JSON field".to_owned())),
             };
         }
         let literal = Literal::new(&part.text);
-        Test::new(left.field.kind, rel, literal).map_err(|why| self.error(start, why))
+        Test::new(left.of.kind(), rel, literal).map_err(|why| self.error(start, why))
     }
 
     fn field(&self, word: &Word) -> Parsed<Field> {
@@ -284,6 +304,75 @@ impl Parser {
 
     // ---- functions ----
 
+    /// `derived := path | derivation`
+    fn derived(&mut self) -> Parsed<Derived> {
+        let word = self.word()?;
+        match word.bare().map(str::to_ascii_lowercase).filter(|_| self.peek() == Some('(')) {
+            Some(name) if is_derivation(&name) => self.derivation(&name, word.start),
+            Some(name) => Err(self.error(word.start, format!("function '{name}' has no value to go on with"))),
+            None => Ok(Derived::plain(self.field(&word)?)),
+        }
+    }
+
+    /// `derivation := "cast" "(" derived "," type [ "," timezone ] ")" | "regexp_extract" "(" derived "," pattern ")"`
+    fn derivation(&mut self, name: &str, start: usize) -> Parsed<Derived> {
+        self.nested(|parser| {
+            let mut of = parser.derived()?;
+            if matches!(of.kind(), Kind::Object) {
+                return Err(parser.error(start, format!("'{name}' needs a field with a value of its own")));
+            }
+            parser.blanks();
+            parser.expect(',')?;
+            parser.blanks();
+            let step = match name {
+                "cast" => Step::Cast(parser.cast_type()?),
+                _ => Step::Extract(parser.extraction(&of)?),
+            };
+            of.steps.push(step);
+            Ok(of)
+        })
+    }
+
+    /// `type := name [ "," "TIMEZONE" "(" zone ")" ]`
+    fn cast_type(&mut self) -> Parsed<Type> {
+        let start = self.at;
+        let word = self.word()?;
+        let name = self.only(&word)?.text.clone();
+        self.blanks();
+        let mut zone = None;
+        if self.peek() == Some(',') {
+            self.at += 1;
+            self.blanks();
+            let function = self.word()?;
+            if !function.bare().is_some_and(|name| name.eq_ignore_ascii_case("TIMEZONE")) || self.peek() != Some('(') {
+                return Err(self.unexpected_at(function.start));
+            }
+            zone = Some(self.nested(Parser::zone)?);
+        }
+        Type::parse(&name, zone)
+            .ok_or_else(|| self.error(start, format!("'{name}' is no type that a field can be cast to")))
+    }
+
+    fn zone(&mut self) -> Parsed<jiff::tz::TimeZone> {
+        let word = self.word()?;
+        let name = &self.only(&word)?.text;
+        jiff::tz::TimeZone::get(name).map_err(|_| self.error(word.start, format!("'{name}' is no time zone")))
+    }
+
+    fn extraction(&mut self, of: &Derived) -> Parsed<regex::Regex> {
+        let start = self.at;
+        let word = self.word()?;
+        let part = self.only(&word)?;
+        let regex = self.regex(of, part, start)?;
+        match regex.captures_len() {
+            2 => Ok(regex),
+            groups => {
+                let why = format!("regexp_extract needs a pattern with one group, not {}", groups - 1);
+                Err(self.error(start, why))
+            }
+        }
+    }
+
     /// `function := name "(" [ argument { "," argument } ] ")"`
     fn function(&mut self, name: &str, start: usize) -> Parsed<Expr> {
         self.at += 1;
@@ -292,10 +381,6 @@ impl Parser {
         while self.peek() != Some(')') {
             arguments.push(self.word()?);
             self.blanks();
-            if self.peek() == Some('(') {
-                let why = "nested functions are not supported by tombolo yet".to_owned();
-                return Err(self.error(self.at, why));
-            }
             if self.peek() != Some(')') {
                 self.expect(',')?;
                 self.blanks();
@@ -331,23 +416,16 @@ impl Parser {
             ("log_id" | "source" | "sample" | "ip_in_net" | "search", _) => {
                 Err(self.error(start, format!("wrong number of arguments for function '{name}'")))
             }
-            ("cast" | "regexp_extract", _) => {
-                Err(self.error(start, format!("function '{name}' is not supported by tombolo yet")))
-            }
             _ => Err(self.error(start, format!("unknown function '{name}'"))),
         }
     }
 
     fn search(&self, field: Option<Field>, query: &Word) -> Parsed<Expr> {
-        let text = &self.only(query)?.text;
-        if text.contains('`') {
-            return Err(self.error(query.start, "phrases in backticks are not supported by tombolo yet".to_owned()));
-        }
-        let words: Vec<String> = super::words(text).collect();
-        if words.is_empty() {
+        let parsed = Query::parse(&self.only(query)?.text);
+        if parsed.is_empty() {
             return Err(self.error(query.start, "there is nothing to search for".to_owned()));
         }
-        Ok(Expr::Search { field, words })
+        Ok(Expr::Search { field, query: parsed })
     }
 
     fn only<'a>(&self, word: &'a Word) -> Parsed<&'a Part> {
@@ -544,6 +622,11 @@ impl Parser {
         let (line, column) = self.place(at);
         FilterError { message, line, column }
     }
+}
+
+/// Functions whose value is compared.
+fn is_derivation(name: &str) -> bool {
+    matches!(name, "cast" | "regexp_extract")
 }
 
 fn is_bare(c: char) -> bool {

@@ -2,6 +2,7 @@
 
 use regex::Regex;
 use serde_json::Value;
+use unicode_normalization::UnicodeNormalization;
 
 use super::schema::Kind;
 use crate::entry::{LogTime, Severity};
@@ -40,9 +41,14 @@ impl Rel {
     }
 }
 
-/// The form in which texts are compared: case does not count.
+/// The form in which texts are compared: neither case counts nor how a character was put together. Source: Cloud
+/// Logging, comparisons under NFKC_CF.
 pub(super) fn fold(text: &str) -> String {
-    text.to_lowercase()
+    match text.is_ascii() {
+        true => text.to_ascii_lowercase(),
+        // `ß` and `SS` are equal without case: the capital form is the one that shows it.
+        false => text.nfkc().collect::<String>().to_uppercase().to_lowercase().nfkc().collect(),
+    }
 }
 
 /// The right side of a comparison, in every type it could be.
@@ -162,7 +168,7 @@ fn number(value: &Value) -> Option<f64> {
 }
 
 /// `3.2s`, `15ms`, … in nanoseconds.
-fn duration(text: &str) -> Option<i64> {
+pub(super) fn duration(text: &str) -> Option<i64> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
     let (count, unit) = text.split_at(unit_at);
     let unit_ns = match unit {
