@@ -31,7 +31,7 @@ const IDLE: Duration = Duration::from_millis(250);
 pub const PORT: u16 = 8_080;
 pub const MEMORY_BYTES: u64 = 512 << 20;
 pub const PIDS: u32 = 1_024;
-pub const UID_BASE: u32 = 3_000_000_000;
+pub const UID_BASE: u32 = model::limits::SANDBOX_UID_END - model::limits::SANDBOX_UIDS;
 
 pub fn bench(tools: &Tools) -> Outcome<Vec<Row>> {
     let state_dir = tools.scratch.join("state");

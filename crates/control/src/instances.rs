@@ -26,8 +26,8 @@ use crate::{
     world::{Holder, SeatRecord, World},
 };
 
-/// Uid ranges of containers: below those of VMs ([`crate::kinds::seat::UID_FIRST`]), above what people have.
-const UID_FIRST: u32 = 8_000 * limits::SANDBOX_UIDS;
+/// Uid ranges of containers: below those of VMs ([`crate::kinds::seat::UID_FIRST`]).
+const UID_FIRST: u32 = limits::SANDBOX_UID_FIRST;
 /// Link-local addresses of instances: 169.254.64.2 to 169.254.127.254. The metadata server's .169.254 is not in there.
 const V4_FIRST: u32 = 0xa9fe_4002;
 const V6_PREFIX: u128 = 0xfda3_e722_0ac3_0001_0000_0000_0000_0000;

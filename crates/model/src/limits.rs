@@ -232,6 +232,11 @@ pub const SANDBOX_PIDS_MAX: u32 = 1_024;
 pub const SANDBOX_OUTPUT_BYTES_MAX: u64 = 1 << 20;
 /// Uids of one sandbox.
 pub const SANDBOX_UIDS: u32 = 65_536;
+/// First uid of any sandbox, on a multiple of their number: above what login.defs, subuid and systemd hand out, and above
+/// the cloud's own users.
+pub const SANDBOX_UID_FIRST: u32 = 8_000 * SANDBOX_UIDS;
+/// Past the last one: uids from 2^31 up are not portable.
+pub const SANDBOX_UID_END: u32 = 1 << 31;
 /// Unpacked size of one image, in bytes, and entries in it: a stranger's archive may not fill the disk.
 pub const IMAGE_BYTES_MAX: u64 = 8 << 30;
 pub const IMAGE_ENTRIES_MAX: u64 = 1_000_000;

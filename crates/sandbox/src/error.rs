@@ -22,6 +22,8 @@ pub enum Error {
     Protocol { name: String },
     #[error("the workload id {id:?} is not a name of at most 32 characters of [a-z0-9-]")]
     Id { id: String },
+    #[error("uids from {uid_base} on are not for sandboxes")]
+    Uids { uid_base: u32 },
     #[error("cannot read the control groups of this machine")]
     Cgroups { source: io::Error },
 }

@@ -17,7 +17,7 @@ use model::{id::WorkloadId, planned::host::SandboxEvent};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
-    launcher::{Event, Running, read_epitaph},
+    launcher::{Event, Running, read_epitaph, reap},
     wire::{Answer, Epitaph},
 };
 
@@ -157,9 +157,9 @@ impl Ears {
 
     /// The connection to a shim ended. When the shim was killed, nothing was said about the sandbox: say it.
     fn bury(&self, watch: Watch) {
-        if let Some(mut child) = watch.child {
+        if let Some(child) = watch.child {
             // It has closed its connection because it exits.
-            child.wait().ok();
+            reap(child);
         }
         let path = self.dir.join(format!("{}.end", watch.id));
         match read_epitaph(&path) {

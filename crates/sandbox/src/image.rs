@@ -16,14 +16,21 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
+        unix::{
+            fs::{OpenOptionsExt, PermissionsExt},
+            net::UnixStream,
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::Command,
 };
 
 use model::limits::SANDBOX_UIDS;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags},
+};
 use serde::{Deserialize, Serialize};
 
 use self::{layer::Budget, manifest::Parsed, source::Source};
@@ -166,14 +173,26 @@ fn unpack(loader: &Loader, path: &Path, staging: &Path) -> Result<ImageConfig, I
 fn files_of(path: &Path) -> Result<Vec<(String, fs::File)>, ImageError> {
     let read = |source| ImageError::Read { path: path.into(), source };
     if !path.is_dir() {
-        return Ok(vec![(String::new(), fs::File::open(path).map_err(read)?)]);
+        return Ok(vec![(String::new(), plain_file(path)?)]);
     }
     let mut names = vec!["index.json".to_owned()];
     for entry in fs::read_dir(path.join("blobs/sha256")).map_err(read)?.take(BLOBS_MAX) {
         let name = entry.map_err(read)?.file_name();
         names.push(format!("blobs/sha256/{}", name.to_string_lossy()));
     }
-    names.into_iter().map(|name| fs::File::open(path.join(&name)).map(|file| (name, file)).map_err(read)).collect()
+    names.into_iter().map(|name| plain_file(&path.join(&name)).map(|file| (name, file))).collect()
+}
+
+/// Opens a file and nothing else: a pipe would wait for its other end, a device may do anything.
+fn plain_file(path: &Path) -> Result<fs::File, ImageError> {
+    let read = |source| ImageError::Read { path: path.into(), source };
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    match file {
+        Ok(file) if file.metadata().map_err(read)?.is_file() => Ok(file),
+        // A socket cannot even be opened.
+        Err(e) if e.raw_os_error() != Some(libc::ENXIO) => Err(read(e)),
+        Ok(_) | Err(_) => Err(ImageError::Refused { why: format!("{} is not a plain file", path.display()) }),
+    }
 }
 
 /// Gives the files of an unpacked layer the owners they have in the image, and moves it to its place.
@@ -248,7 +267,10 @@ fn receive_orders() -> io::Result<()> {
 fn confine(link: &UnixStream, files: Vec<(String, fs::File)>, staging: &OwnedFd, uid_base: u32) -> io::Result<()> {
     let filter = Filter::compile()?;
     let (go, wait) = UnixStream::pair()?;
+    let mut go = Some(go);
     let pid = sys::fork_apart(|| {
+        // Its copy, so that the end of this process is heard.
+        drop(go.take());
         let outcome = match enter(&wait, staging, &filter).map_err(|e| format!("cannot confine the unpacker: {e}")) {
             Ok(()) => unpack_image(files),
             Err(why) => Err(why),
@@ -259,23 +281,35 @@ fn confine(link: &UnixStream, files: Vec<(String, fs::File)>, staging: &OwnedFd,
     let map = format!("0 {uid_base} {SANDBOX_UIDS}\n");
     fs::write(format!("/proc/{}/uid_map", pid.as_raw_nonzero()), &map)?;
     fs::write(format!("/proc/{}/gid_map", pid.as_raw_nonzero()), &map)?;
-    ipc::send(&go, &(), &[])?;
+    go.as_ref().map_or(Ok(()), |go| ipc::send(go, &(), &[]))?;
     rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
     Ok(())
 }
 
 /// Gives up everything but the staging directory and the files that are open already.
 fn enter(wait: &UnixStream, staging: &OwnedFd, filter: &Filter) -> io::Result<()> {
-    ipc::Receiver::new(wait.try_clone()?).recv::<()>()?;
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    tie_to(wait)?;
+    ipc::Receiver::new(wait.try_clone()?).recv::<()>()?.ok_or(io::ErrorKind::BrokenPipe)?;
     rustix::process::umask(Mode::empty());
     rustix::process::fchdir(staging)?;
     sys::become_user(0, 0, &[])?;
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // The change of user has cut the tie.
+    tie_to(wait)?;
     rustix::process::chroot(".")?;
     sys::limit_memory(UNPACKER_MEMORY_MAX)?;
     sys::new_session_keyring();
     keep_file_rights(filter)
+}
+
+/// Ends together with the parent, which holds the other end, also when it has ended already.
+fn tie_to(parent: &UnixStream) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let mut end = [PollFd::new(parent, PollFlags::empty())];
+    poll(&mut end, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    match end[0].revents().contains(PollFlags::HUP) {
+        true => Err(io::ErrorKind::BrokenPipe.into()),
+        false => Ok(()),
+    }
 }
 
 /// Reads the image and unpacks its layers to `/<hex>/`, which is the staging directory.

@@ -16,10 +16,14 @@ use std::{
 
 use model::{
     id::WorkloadId,
+    limits::{SANDBOX_UID_END, SANDBOX_UID_FIRST, SANDBOX_UIDS},
     planned::host::{SandboxEvent, SandboxPlan},
 };
-
-use rustix::fs::FlockOperation;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::FlockOperation,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use crate::{
     Error, builtin,
@@ -44,6 +48,8 @@ pub struct Config {
 
 /// A shim that does not answer for this long is broken; whoever asked goes on without it. Longer than anything it does.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// A shim whose connection is over has ended within this; it waits for the kernel to free its control groups.
+const END_MAX: Duration = Duration::from_secs(5);
 
 /// Something that happened to a sandbox.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +88,7 @@ impl Launcher {
     /// `uid_base..uid_base + 65536` must belong to no other sandbox. `lo` is up; anything else in the network namespace
     /// is the caller's to make. Dropping the result unmakes everything.
     pub fn park(&self, uid_base: u32) -> Result<Parked, Error> {
+        check_uids(uid_base)?;
         let name = format!("parked {uid_base}");
         let (ours, theirs) = UnixStream::pair().map_err(|source| Error::Talk { name: name.clone(), source })?;
         let program = self.config.shim_argv.first().cloned().unwrap_or_default();
@@ -435,11 +442,42 @@ struct ShimProcess(Option<Child>);
 
 impl Drop for ShimProcess {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
+        if let Some(child) = self.0.take() {
             // Its connection is closed, so it is cleaning up. Afterwards the uids are free.
-            child.wait().ok();
+            reap(child);
         }
     }
+}
+
+/// Waits for the end of a shim whose connection is over. One that does not come to its end is killed, and what the
+/// kernel makes of that is waited for elsewhere: the caller has others to attend to. The next sweep removes what it had.
+pub(crate) fn reap(child: Child) {
+    reap_within(child, END_MAX);
+}
+
+fn reap_within(mut child: Child, time: Duration) {
+    if !ends_within(&child, time) {
+        child.kill().ok();
+        if !ends_within(&child, END_MAX) {
+            std::thread::spawn(move || child.wait());
+            return;
+        }
+    }
+    child.wait().ok();
+}
+
+fn ends_within(child: &Child, time: Duration) -> bool {
+    let Ok(end) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return false };
+    let timeout = Timespec::try_from(time).ok();
+    let mut ends = [PollFd::new(&end, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut ends, timeout.as_ref())).is_ok_and(|ready| ready > 0)
+}
+
+/// The machine's own users, root first of all, are no sandbox's, whatever a plan says.
+pub(crate) fn check_uids(uid_base: u32) -> Result<(), Error> {
+    let whole = uid_base.is_multiple_of(SANDBOX_UIDS);
+    let inside = (SANDBOX_UID_FIRST..=SANDBOX_UID_END - SANDBOX_UIDS).contains(&uid_base);
+    if whole && inside { Ok(()) } else { Err(Error::Uids { uid_base }) }
 }
 
 fn check_id(id: &WorkloadId) -> Result<(), Error> {
@@ -468,4 +506,28 @@ fn is_locked(path: &Path) -> bool {
 
 pub(crate) fn read_epitaph(path: &Path) -> Option<Epitaph> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_the_clouds_own_users_are_never_a_sandboxs() {
+        let wrong = [0, 1, 1_000, SANDBOX_UIDS, 500_000_001, SANDBOX_UID_FIRST - SANDBOX_UIDS, SANDBOX_UID_FIRST + 1];
+        for uid_base in wrong.into_iter().chain([SANDBOX_UID_END, u32::MAX - SANDBOX_UIDS + 1]) {
+            assert!(check_uids(uid_base).is_err(), "{uid_base}");
+        }
+        for uid_base in [SANDBOX_UID_FIRST, SANDBOX_UID_END - SANDBOX_UIDS] {
+            assert!(check_uids(uid_base).is_ok(), "{uid_base}");
+        }
+    }
+
+    #[test]
+    fn a_shim_that_does_not_end_by_itself_is_killed() {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        reap_within(child, Duration::from_millis(1));
+        assert!(rustix::process::test_kill_process(pid).is_err());
+    }
 }

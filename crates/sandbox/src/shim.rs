@@ -36,6 +36,7 @@ use rustix::{
 
 use crate::{
     cgroup::{Cgroups, Group, OomWatch},
+    launcher::check_uids,
     output::Output,
     privilege::Filter,
     rootfs::{self, Found, Tree, assemble},
@@ -106,6 +107,7 @@ fn live() -> io::Result<()> {
 
 /// Takes the lock that says whose uids these are. The kernel lets go of it when the shim dies, however it dies.
 fn claim(birth: &Birth) -> io::Result<(PathBuf, fs::File)> {
+    check_uids(birth.uid_base).map_err(io::Error::other)?;
     let path = birth.run_dir.join("shim").join(format!("{}.lock", birth.uid_base));
     loop {
         let file = fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -173,7 +175,11 @@ impl End {
         let (answer, listeners) = match self {
             End::Never { why, listeners } => (Answer::Refused { why }, listeners),
             End::Exited { epitaph, path, listeners } => {
-                fs::write(&path, serde_json::to_vec(&epitaph)?)?;
+                // Where the disk is full, those who listen hear it all the same.
+                if let Err(e) = fs::write(&path, serde_json::to_vec(&epitaph)?) {
+                    fs::remove_file(&path).ok();
+                    io::Write::write_fmt(&mut io::stderr(), format_args!("shim: {}: {e}\n", path.display())).ok();
+                }
                 (Answer::Event(epitaph.event), listeners)
             }
         };
@@ -449,7 +455,8 @@ fn drain(pipe: &OwnedFd, output: &mut Output, rounds: usize) -> io::Result<bool>
     for _ in 0..rounds {
         match rustix::io::read(pipe, &mut buffer[..]) {
             Ok(0) => return Ok(true),
-            Ok(n) => output.write(&buffer[..n])?,
+            // A full disk costs output, not the workload.
+            Ok(n) => drop(output.write(&buffer[..n])),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(false),
             Err(e) => return Err(e.into()),
         }
@@ -462,5 +469,22 @@ fn look_at_host(path: &str) -> Found {
         (_, Ok(false) | Err(_)) => Found::Nothing,
         (Ok(target), Ok(true)) => Found::Link(target.to_string_lossy().into_owned()),
         (Err(_), Ok(true)) => Found::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_costs_output_and_neither_the_pipe_nor_the_workload() {
+        let (ours, theirs) = rustix::pipe::pipe().unwrap();
+        let mut output = Output::create(std::path::Path::new("/dev/full"), 64).unwrap();
+        for _ in 0..100 {
+            rustix::io::write(&theirs, b"a line that finds no room\n").unwrap();
+            assert!(!drain(&ours, &mut output, 1).unwrap());
+        }
+        drop(theirs);
+        assert!(drain(&ours, &mut output, 1).unwrap(), "all of it was taken");
     }
 }

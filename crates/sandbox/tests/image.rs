@@ -10,6 +10,7 @@ use std::{
 };
 
 use model::planned::host::Rootfs;
+use rustix::fs::{FileType, Mode};
 use sandbox::image::{ImageConfig, ImageError, Loader, load};
 use scene::Scene;
 use serde_json::json;
@@ -297,6 +298,24 @@ fn what_is_no_image_or_not_supported_says_so() {
         vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0]
     });
     assert!(refused(&scene, &path).contains("zstd"));
+}
+
+#[test]
+fn what_is_no_plain_file_is_refused_and_not_waited_for() {
+    let make: [(&str, fn(&Path)); 3] = [
+        ("pipe", |at| rustix::fs::mknodat(rustix::fs::CWD, at, FileType::Fifo, Mode::RUSR, 0).unwrap()),
+        ("device", |at| std::os::unix::fs::symlink("/dev/zero", at).unwrap()),
+        ("socket", |at| drop(std::os::unix::net::UnixListener::bind(at).unwrap())),
+    ];
+    for (name, make) in make {
+        let scene = Scene::new();
+        let path = layout(&scene.dir.join("image"), &[Layer::default().file("a", "b").done()], gzip);
+        let (blob, alone) = (path.join("blobs/sha256").join(name), scene.dir.join(name));
+        make(&blob);
+        assert!(refused(&scene, &path).contains("is not a plain file"), "a {name} in a layout");
+        make(&alone);
+        assert!(refused(&scene, &alone).contains("is not a plain file"), "a {name} in the place of an archive");
+    }
 }
 
 #[test]

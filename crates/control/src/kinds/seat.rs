@@ -10,10 +10,9 @@ use crate::{
     world::World,
 };
 
-/// First uid of the first range: above what login.defs, subuid and systemd hand out, on a multiple of the range's size.
+/// First uid of the first range: above those of containers.
 pub const UID_FIRST: u32 = 15_259 * limits::SANDBOX_UIDS;
-/// Past the last range: uids from 2^31 up are not portable.
-const UID_END: u32 = 1 << 31;
+const UID_END: u32 = limits::SANDBOX_UID_END;
 
 /// A range that no seat has. The next one above all others is preferred, so that a range just left rests.
 pub fn free_uid_base(world: &World, txn: &Txn) -> Result<u32, Fault> {

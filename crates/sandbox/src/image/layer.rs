@@ -135,7 +135,7 @@ fn write_entry(root: &OwnedFd, entry: &mut tar::Entry<'_, impl Read>, budget: &m
     let path = entry.path().map_err(LayerError::Read)?.into_owned();
     let meta = meta(entry, &path)?;
     let failed = |source: io::Error| LayerError::Write { name: meta.name.clone(), source };
-    let Some((parent, name)) = walk(root, &path)? else {
+    let Some((parent, name)) = walk(root, &path, budget)? else {
         // The root directory itself.
         return finish(root, Path::new("."), &meta, FileType::Directory);
     };
@@ -182,7 +182,9 @@ fn write_entry(root: &OwnedFd, entry: &mut tar::Entry<'_, impl Read>, budget: &m
         }
         EntryType::Link => {
             let to = entry.link_name().map_err(LayerError::Read)?.unwrap_or_default().into_owned();
-            let Some((from, from_name)) = walk(root, &to)? else { return Err(LayerError::Name { name: meta.name }) };
+            let Some((from, from_name)) = walk(root, &to, budget)? else {
+                return Err(LayerError::Name { name: meta.name });
+            };
             make_way(&parent, name, false).map_err(failed)?;
             // No flag: a link to a link is a link to that link, not to what it names.
             rustix::fs::linkat(from, from_name, &parent, name, AtFlags::empty()).map_err(|e| failed(e.into()))?;
@@ -212,7 +214,8 @@ fn meta(entry: &tar::Entry<'_, impl Read>, path: &Path) -> Result<Meta, LayerErr
 }
 
 /// Opens the directory that `path` is in, making what is missing; returns it and the last component. None for the root.
-fn walk<'a>(root: &OwnedFd, path: &'a Path) -> Result<Option<(OwnedFd, &'a OsStr)>, LayerError> {
+/// A directory that is only implied is an entry like any other: it takes its place on the disk.
+fn walk<'a>(root: &OwnedFd, path: &'a Path, budget: &mut Budget) -> Result<Option<(OwnedFd, &'a OsStr)>, LayerError> {
     let wrong = || LayerError::Name { name: path.to_string_lossy().into_owned() };
     let mut names = Vec::new();
     for component in path.components() {
@@ -231,13 +234,11 @@ fn walk<'a>(root: &OwnedFd, path: &'a Path) -> Result<Option<(OwnedFd, &'a OsStr
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let open = || rustix::fs::openat2(&dir, name, flags, Mode::empty(), resolve);
-        let next = open().or_else(|e| match e {
-            rustix::io::Errno::NOENT => {
-                rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
-                open()
-            }
-            e => Err(e),
-        });
+        let mut next = open();
+        if matches!(next, Err(rustix::io::Errno::NOENT)) {
+            budget.spend_entry()?;
+            next = rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)).and_then(|()| open());
+        }
         dir = match next {
             Ok(next) => next,
             Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR) => return Err(wrong()),
@@ -274,4 +275,23 @@ fn finish(dir: &OwnedFd, name: &Path, meta: &Meta, kind: FileType) -> Result<(),
         rustix::fs::utimensat(dir.as_fd(), name, &times, AtFlags::SYMLINK_NOFOLLOW)
     };
     done().map_err(|e| LayerError::Write { name: meta.name.clone(), source: e.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_that_a_name_implies_count_as_entries() {
+        let dir = std::env::temp_dir().join(format!("tombolo-layer-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let root = File::open(&dir).unwrap().into();
+        let mut budget = Budget { bytes: 0, entries: 5 };
+        assert!(walk(&root, Path::new("a/b/c/file"), &mut budget).unwrap().is_some());
+        assert!(walk(&root, Path::new("a/b/d/file"), &mut budget).unwrap().is_some());
+        assert_eq!(budget.entries, 1, "four directories were made");
+        let refused = walk(&root, Path::new("x/y/file"), &mut budget);
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(matches!(refused, Err(LayerError::TooMany)));
+    }
 }

@@ -66,7 +66,7 @@ impl Scene {
 
     /// Uids of the n-th sandbox of this scene; no two scenes share any.
     pub fn uids(&self, n: u32) -> u32 {
-        (1_000 + self.number % 6_000 * 8 + n) * 65_536
+        model::limits::SANDBOX_UID_FIRST + (self.number % 3_000 * 8 + n) * model::limits::SANDBOX_UIDS
     }
 
     pub fn vm(&self, n: u32) -> SandboxPlan {
