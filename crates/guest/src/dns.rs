@@ -26,6 +26,8 @@ pub struct Zone {
     reverse: HashMap<Ipv4Addr, String>,
     /// Names that have no address but stand above one that has: they exist.
     above: HashSet<String>,
+    /// There is no other name.
+    whole: bool,
 }
 
 impl Default for Zone {
@@ -37,7 +39,7 @@ impl Default for Zone {
 impl Zone {
     /// Fully qualified names, lower case, without the final dot. The metadata server's cannot be taken.
     pub fn new(names: BTreeMap<String, Ipv4Addr>) -> Zone {
-        let mut zone = Zone { forward: HashMap::new(), reverse: HashMap::new(), above: HashSet::new() };
+        let mut zone = Zone { forward: HashMap::new(), reverse: HashMap::new(), above: HashSet::new(), whole: true };
         for (name, address) in names {
             // Of several names the longest says most: it has the zone in it.
             let known = zone.reverse.entry(address).or_default();
@@ -50,6 +52,11 @@ impl Zone {
         zone.add(METADATA.to_owned(), crate::ADDRESS);
         zone.add(METADATA_SHORT.to_owned(), crate::ADDRESS);
         zone
+    }
+
+    /// Of a realm whose names nobody has said yet: only the metadata server's are known.
+    pub fn unknown() -> Zone {
+        Zone { whole: false, ..Zone::default() }
     }
 
     fn add(&mut self, name: String, address: Ipv4Addr) {
@@ -74,7 +81,8 @@ impl Zone {
             (Some(address), RecordType::A | RecordType::ANY) => Found::Record(RData::A(rdata::A(*address)), ttl(name)),
             (Some(_), _) => Found::NoData,
             (None, _) if self.above.contains(name) => Found::NoData,
-            (None, _) => Found::NoName,
+            (None, _) if self.whole => Found::NoName,
+            (None, _) => Found::NotKnown,
         }
     }
 }
@@ -84,6 +92,8 @@ enum Found {
     /// The name exists and has no such record.
     NoData,
     NoName,
+    /// It may exist.
+    NotKnown,
 }
 
 fn ttl(name: &str) -> u32 {
@@ -147,6 +157,7 @@ fn reply(zone: &Zone, query: &Message) -> Message {
             }
             Found::NoData => ResponseCode::NoError,
             Found::NoName => ResponseCode::NXDomain,
+            Found::NotKnown => ResponseCode::ServFail,
         },
         (OpCode::Query, [_]) => ResponseCode::Refused,
         (OpCode::Query, _) => ResponseCode::FormErr,

@@ -41,7 +41,7 @@ async fn respond(guest: &Guest, seat: Seat, request: Request<Incoming>) -> Respo
     // The body, if any, is not read; no method takes one.
     let (head, _) = request.into_parts();
     // Looked up for every request: a connection may outlive the workload that opened it.
-    let workload = guest.world.workload(seat);
+    let workload = guest.world.seated(seat).await;
     let identity = workload.as_ref().map(|workload| workload.identity());
     let flavor = Flavor::of(identity.as_deref());
     let answer = match (metadata::consider(&head, identity.as_deref()), workload) {

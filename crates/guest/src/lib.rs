@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use model::limits::TOLD_MAX;
 use tokio::net::UnixListener;
 
 use crate::{mint::Mints, world::World};
@@ -71,7 +72,7 @@ struct Guest {
 
 /// Serves until dropped. Call it in a tokio runtime with I/O and time.
 pub async fn serve(doors: Doors) {
-    let guest = Arc::new(Guest { world: World::default(), mints: Mints::default() });
+    let guest = Arc::new(Guest { world: World::new(TOLD_MAX), mints: Mints::default() });
     tokio::join!(link::listen(guest.clone(), doors.control), sockets::listen(guest, doors.host));
 }
 

@@ -150,7 +150,7 @@ async fn serve_dns_udp(guest: Arc<Guest>, realm: Realm, socket: UdpSocket) {
             tokio::time::sleep(ACCEPT_AGAIN).await;
             continue;
         };
-        if let Some(answer) = dns::answer(&guest.world.zone(realm), &query[..len], Transport::Udp) {
+        if let Some(answer) = dns::answer(&*guest.world.zone(realm).await, &query[..len], Transport::Udp) {
             // A full socket buffer loses it, as the network might; the client asks again.
             let _ = socket.try_send_to(&answer, peer);
         }
@@ -183,7 +183,7 @@ async fn converse(guest: &Guest, realm: Realm, stream: &mut TcpStream) -> io::Re
     }
     let mut query = vec![0; len];
     stream.read_exact(&mut query).await?;
-    let Some(answer) = dns::answer(&guest.world.zone(realm), &query, Transport::Tcp) else { return Ok(false) };
+    let Some(answer) = dns::answer(&*guest.world.zone(realm).await, &query, Transport::Tcp) else { return Ok(false) };
     let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
     let mut framed = len.to_be_bytes().to_vec();
     framed.extend(answer);

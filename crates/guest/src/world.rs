@@ -4,8 +4,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
+use ipc::Told;
 use model::{
     limits::{METADATA_TOKENS_MAX, METADATA_WAITERS_MAX},
     planned::guest::{GuestItem, GuestKey, Identity, Machine, Realm, Seat, Want},
@@ -73,11 +75,13 @@ fn same_incarnation(a: &Identity, b: &Identity) -> bool {
 }
 
 /// Shared between all connections. Locks are held for look-ups only, never across a wait.
-#[derive(Default)]
-pub struct World(RwLock<Told>);
+pub struct World {
+    known: RwLock<Known>,
+    told: Told,
+}
 
 #[derive(Default)]
-struct Told {
+struct Known {
     workloads: HashMap<Seat, (Epoch, Arc<Workload>)>,
     zones: HashMap<Realm, (Epoch, Arc<Zone>)>,
 }
@@ -86,13 +90,36 @@ struct Told {
 pub type Epoch = u64;
 
 impl World {
+    /// One that knows nothing. Whoever asks for what is not known waits until control has said everything, but no longer
+    /// than `hold` from now on.
+    pub fn new(hold: Duration) -> World {
+        World { known: RwLock::default(), told: Told::within(hold) }
+    }
+
+    /// Who sits there now.
     pub fn workload(&self, seat: Seat) -> Option<Arc<Workload>> {
         self.read().workloads.get(&seat).map(|(_, workload)| workload.clone())
     }
 
-    /// Names of a realm; an empty zone for one that has none.
-    pub fn zone(&self, realm: Realm) -> Arc<Zone> {
-        self.read().zones.get(&realm).map(|(_, zone)| zone.clone()).unwrap_or_default()
+    /// Who sits there, once that can be known.
+    pub async fn seated(&self, seat: Seat) -> Option<Arc<Workload>> {
+        if let Some(known) = self.workload(seat) {
+            return Some(known);
+        }
+        self.told.wait().await;
+        self.workload(seat)
+    }
+
+    /// Names of a realm, once they can be known; an empty zone for one that has none.
+    pub async fn zone(&self, realm: Realm) -> Arc<Zone> {
+        let known = || self.read().zones.get(&realm).map(|(_, zone)| zone.clone());
+        if let Some(known) = known() {
+            return known;
+        }
+        match self.told.wait().await {
+            true => known().unwrap_or_default(),
+            false => Arc::new(Zone::unknown()),
+        }
     }
 
     pub fn set(&self, epoch: Epoch, item: GuestItem) {
@@ -103,8 +130,8 @@ impl World {
     }
 
     fn seat(&self, epoch: Epoch, seat: Seat, identity: Identity) {
-        let mut told = self.write();
-        let entry = told.workloads.entry(seat);
+        let mut known = self.write();
+        let entry = known.workloads.entry(seat);
         let (told_in, workload) = entry.or_insert_with(|| (epoch, Workload::new(identity.clone())));
         *told_in = epoch;
         let before = workload.identity();
@@ -120,25 +147,50 @@ impl World {
     }
 
     pub fn unset(&self, key: GuestKey) {
-        let mut told = self.write();
+        let mut known = self.write();
         match key {
-            GuestKey::Workload(seat) => drop(told.workloads.remove(&seat)),
-            GuestKey::Names(realm) => drop(told.zones.remove(&realm)),
+            GuestKey::Workload(seat) => drop(known.workloads.remove(&seat)),
+            GuestKey::Names(realm) => drop(known.zones.remove(&realm)),
         }
     }
 
     /// Everything true has been said since `epoch` began.
     pub fn complete(&self, epoch: Epoch) {
-        let mut told = self.write();
-        told.workloads.retain(|_, (told_in, _)| *told_in == epoch);
-        told.zones.retain(|_, (told_in, _)| *told_in == epoch);
+        let mut known = self.write();
+        known.workloads.retain(|_, (told_in, _)| *told_in == epoch);
+        known.zones.retain(|_, (told_in, _)| *told_in == epoch);
+        drop(known);
+        self.told.everything();
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Told> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Told> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::id::NetworkId;
+
+    use super::*;
+    use crate::dns::{Transport, answer};
+
+    #[tokio::test]
+    async fn when_control_stays_away_nobody_waits_for_ever_and_no_name_is_denied() {
+        const SERVER_FAILURE: u8 = 2;
+        const NO_SUCH_NAME: u8 = 3;
+        // A query for `a.`, IN A.
+        let query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01";
+        let code = |zone: &Zone| answer(zone, query, Transport::Udp).expect("a well-formed query")[3] & 0xf;
+        let world = World::new(Duration::from_millis(20));
+        let realm = Realm::Vpc(NetworkId(1));
+        assert!(world.seated(Seat { realm, address: [10, 0, 0, 2].into() }).await.is_none());
+        assert_eq!(code(&*world.zone(realm).await), SERVER_FAILURE);
+        world.complete(1);
+        assert_eq!(code(&*world.zone(realm).await), NO_SUCH_NAME);
     }
 }

@@ -441,3 +441,23 @@ async fn sockets_of_a_host_that_came_back_replace_the_old_ones() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+#[tokio::test]
+async fn after_a_start_requests_wait_until_control_has_said_everything() {
+    let mut scene = Scene::just_started();
+    scene.start_host().await;
+    let [mut known, mut nobody] = [scene.stream(VM).await, scene.stream(NOBODY).await];
+    let head = "GET /computeMetadata/v1/instance/name HTTP/1.1\r\nHost: m\r\nMetadata-Flavor: Google\r\n\r\n";
+    for stream in [&mut known, &mut nobody] {
+        stream.write_all(head.as_bytes()).await.unwrap();
+    }
+    let early = tokio::time::timeout(Duration::from_millis(200), known.read_u8()).await;
+    assert!(early.is_err(), "nothing is said before it is known: {early:?}");
+    scene.start_control().await;
+    scene.tell_everything().await;
+    for (stream, status) in [(&mut known, "HTTP/1.1 200"), (&mut nobody, "HTTP/1.1 503")] {
+        let mut said = [0; 12];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(std::str::from_utf8(&said).unwrap(), status);
+    }
+}

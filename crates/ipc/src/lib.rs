@@ -4,6 +4,9 @@
 //! SCM_RIGHTS: the sender attaches them to the frame's first byte, the receiver finds them with it. Peers are processes
 //! of the same build, so a frame that does not parse is a defect and ends the connection.
 
+mod handed;
+mod told;
+
 use std::{
     collections::VecDeque,
     io::{self, IoSlice, IoSliceMut, Read, Write},
@@ -19,6 +22,9 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+pub use handed::{Handed, HandedDoor};
+pub use told::Told;
 
 /// Largest frame, in bytes. A VPC of ten thousand endpoints is about three megabytes.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;

@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+/// After a start of the proxy or the guest server, requests wait this long for control to say everything; a control that
+/// is restarted has done so after a fraction of a second.
+pub const TOLD_MAX: Duration = Duration::from_secs(10);
+
 // ---- requests to the APIs ----
 
 /// Largest API request body, in bytes. Source: Cloud Logging `entries.write`, 10 MB; every other method sends less.

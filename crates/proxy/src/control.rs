@@ -54,7 +54,10 @@ async fn receive(proxy: &Proxy, reader: OwnedReadHalf) -> io::Result<()> {
             ToProxy::Unset(key) => proxy.plan.borrow_mut().unset(&key),
             ToProxy::CloseClients { network, peer } => proxy.clients.close_peer(network, peer).await,
             ToProxy::Mark(number) => proxy.outbox.report(FromProxy::Applied(number)),
-            ToProxy::Complete => proxy.plan.borrow_mut().complete(),
+            ToProxy::Complete => {
+                proxy.plan.borrow_mut().complete();
+                proxy.told.everything();
+            }
         }
     }
     Ok(())

@@ -33,6 +33,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipc::Told;
+use model::limits::TOLD_MAX;
 use tokio::{net::UnixListener, task::LocalSet};
 
 use crate::{client::Clients, outbox::Outbox, plan::Plan, trace::Dice};
@@ -73,6 +75,8 @@ struct Proxy {
     plan: RefCell<Plan>,
     clients: Clients,
     dice: Dice,
+    /// Whether control has sent a whole plan yet.
+    told: Told,
 }
 
 /// Runs the proxy in this process until it is killed. The caller has entered the fabric's network namespace and given
@@ -90,6 +94,7 @@ pub async fn serve(doors: Doors) -> io::Result<()> {
         outbox,
         clients: Clients::default(),
         dice: Dice::seeded(),
+        told: Told::within(TOLD_MAX),
     });
     let control = UnixListener::from_std(doors.control)?;
     let sockets = UnixListener::from_std(doors.sockets)?;

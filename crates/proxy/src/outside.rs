@@ -26,6 +26,7 @@ use crate::{
 
 /// Accepts the door's connections.
 pub async fn listen(proxy: Rc<Proxy>, door: UnixListener) {
+    proxy.told.wait().await;
     loop {
         match door.accept().await {
             Ok((stream, _)) if proxy.clients.is_full() => {

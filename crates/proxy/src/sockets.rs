@@ -1,6 +1,4 @@
-//! The door through which listening sockets come: the host process makes them where this one may not.
-//!
-//! One blocking thread per host connection receives descriptors; the newest connection counts. Start with [`listen`].
+//! Listening sockets from the host process, which makes them where this one may not. Start with [`listen`].
 
 use std::{
     collections::HashMap,
@@ -11,11 +9,10 @@ use std::{
     time::Duration,
 };
 
-use ipc::Receiver;
+use ipc::{Handed, HandedDoor};
 use model::{id::ListenerId, limits::LB_KEEPALIVE_DEFAULT, planned::edge::Sockets};
 use tokio::{
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::mpsc,
+    net::{TcpListener, TcpStream, UnixListener},
     task::AbortHandle,
 };
 
@@ -26,53 +23,20 @@ use crate::{
     upstream::tune,
 };
 
-/// Frames that wait for the proxy's thread.
-const FRAMES_MAX: usize = 64;
-
-/// A frame and the number of the host connection it came over.
-type Numbered = (u64, Sockets, Vec<OwnedFd>);
-
 /// Receives listening sockets and serves what connects to them.
 pub async fn listen(proxy: Rc<Proxy>, door: UnixListener) {
-    let (sender, mut receiver) = mpsc::channel(FRAMES_MAX);
+    let mut door = HandedDoor::new(door);
     let mut open = Listeners { proxy, open: HashMap::new() };
-    let mut newest = 0;
     loop {
-        tokio::select! {
-            accepted = door.accept() => match accepted.and_then(|(stream, _)| receive(stream, newest + 1, sender.clone())) {
-                Ok(()) => {
-                    newest += 1;
-                    open.begin();
-                }
-                Err(_) => accept_again().await,
-            },
-            Some((number, frame, fds)) = receiver.recv() => {
-                if number == newest {
-                    open.apply(frame, fds);
-                }
-            }
-        }
+        let Handed { connection, frame, fds } = door.next().await;
+        open.apply(connection, frame, fds);
     }
-}
-
-fn receive(stream: UnixStream, number: u64, sender: mpsc::Sender<Numbered>) -> io::Result<()> {
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    std::thread::Builder::new().name("listeners".into()).spawn(move || {
-        let mut receiver = Receiver::new(stream);
-        while let Ok(Some((frame, fds))) = receiver.recv() {
-            if sender.blocking_send((number, frame, fds)).is_err() {
-                return;
-            }
-        }
-    })?;
-    Ok(())
 }
 
 struct Open {
     accepting: AbortHandle,
-    /// Named since the present host process connected.
-    fresh: bool,
+    /// The host's connection that named it last.
+    told_in: u64,
 }
 
 struct Listeners {
@@ -81,28 +45,20 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn begin(&mut self) {
-        for open in self.open.values_mut() {
-            open.fresh = false;
-        }
-    }
-
-    fn apply(&mut self, frame: Sockets, fds: Vec<OwnedFd>) {
+    fn apply(&mut self, connection: u64, frame: Sockets, fds: Vec<OwnedFd>) {
         match frame {
             Sockets::Listen(id) => {
                 // A frame without its socket is a defect of the host; the old socket keeps serving.
                 let Some(listener) = fds.into_iter().next().and_then(|fd| adopt(fd).ok()) else { return };
                 let accepting = tokio::task::spawn_local(accept(self.proxy.clone(), id, listener)).abort_handle();
-                if let Some(old) = self.open.insert(id, Open { accepting, fresh: true }) {
+                if let Some(old) = self.open.insert(id, Open { accepting, told_in: connection }) {
                     old.accepting.abort();
                 }
             }
             Sockets::Unlisten(id) => self.close(id),
             Sockets::Complete => {
-                let stale: Vec<_> = self.open.iter().filter(|(_, open)| !open.fresh).map(|(id, _)| *id).collect();
-                for id in stale {
-                    self.close(id);
-                }
+                let stale = self.open.iter().filter(|(_, open)| open.told_in != connection).map(|(id, _)| *id);
+                stale.collect::<Vec<_>>().into_iter().for_each(|id| self.close(id));
             }
         }
     }
@@ -132,6 +88,8 @@ fn adopt(fd: OwnedFd) -> io::Result<TcpListener> {
 }
 
 async fn accept(proxy: Rc<Proxy>, id: ListenerId, listener: TcpListener) {
+    // After a start nothing is known yet: until it is, connections wait in the kernel's queue, unanswered.
+    proxy.told.wait().await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => greet(&proxy, id, stream, peer.ip().to_canonical()),

@@ -120,13 +120,22 @@ impl Drop for Scene {
 impl Scene {
     /// A guest that serves one realm with one VM and one container, and has a control that mints.
     pub async fn open() -> Scene {
+        let mut scene = Scene::just_started();
+        scene.start_control().await;
+        scene.tell_everything().await;
+        scene.start_host().await;
+        scene
+    }
+
+    /// A guest that nobody has said anything to.
+    pub fn just_started() -> Scene {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("tombolo-guest-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let doors = guest::Doors::bind(&dir).unwrap();
         let serving = tokio::spawn(guest::serve(doors));
-        let mut scene = Scene {
+        Scene {
             dir,
             http: SocketAddr::from(([127, 0, 0, 1], 0)),
             dns: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -135,16 +144,17 @@ impl Scene {
             serving,
             control: None,
             host: None,
-        };
-        scene.start_control().await;
-        scene.tell(ToGuest::Set(GuestItem::Workload(seat(VM), Box::new(vm())))).await;
-        scene.tell(ToGuest::Set(GuestItem::Workload(seat(CONTAINER), Box::new(container())))).await;
+        }
+    }
+
+    /// Control says all there is.
+    pub async fn tell_everything(&mut self) {
+        self.tell(ToGuest::Set(GuestItem::Workload(seat(VM), Box::new(vm())))).await;
+        self.tell(ToGuest::Set(GuestItem::Workload(seat(CONTAINER), Box::new(container())))).await;
         let names = [("test-vm.c.consumer-1.internal".to_owned(), VM)];
-        scene.tell(ToGuest::Set(GuestItem::Names(REALM, names.into()))).await;
-        scene.tell(ToGuest::Complete).await;
-        scene.settled().await;
-        scene.start_host().await;
-        scene
+        self.tell(ToGuest::Set(GuestItem::Names(REALM, names.into()))).await;
+        self.tell(ToGuest::Complete).await;
+        self.settled().await;
     }
 
     async fn connect(&self, name: &str) -> UnixStream {

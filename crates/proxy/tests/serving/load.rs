@@ -1,6 +1,6 @@
 //! Load: queue, scale from zero, concurrency, draining, and what control hears of it.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use http::Response;
 use model::{
@@ -365,5 +365,20 @@ fn a_probe_that_succeeded_is_said_again_to_a_new_control() {
         rig.new_control().await;
         rig.control.set(EdgeItem::Revision(shop_1(), Box::new(plan))).await;
         rig.control.hears("Probed", ready).await;
+    });
+}
+
+#[test]
+fn after_a_start_requests_wait_until_control_has_said_everything() {
+    run(async |rig| {
+        let container = Container::hello().await;
+        let listener = rig.listen().await;
+        let mut client = Client::connect(listener).await;
+        let answer = client.get("/");
+        tokio::pin!(answer);
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut answer).await;
+        assert!(early.is_err(), "nothing is said before it is known: {early:?}");
+        rig.tell_everything(public(), revision(&[("i-1", container.address)])).await;
+        assert_eq!(answer.await.status, 200);
     });
 }

@@ -180,6 +180,7 @@ fn routes_that_lead_nowhere_answer_404_and_stay_out_of_the_log() {
 #[test]
 fn a_listener_that_control_has_not_explained_yet_answers_fault_filter_abort() {
     run(async |rig| {
+        rig.control.send(&model::planned::edge::ToProxy::Complete).await;
         rig.control.mark().await;
         let address = rig.listen().await;
         let answer = Client::connect(address).await.get("/").await;

@@ -110,12 +110,17 @@ impl Rig {
     }
 
     pub async fn shop_with(&self, service: EdgeService, revision: EdgeRevision) -> SocketAddr {
+        self.tell_everything(service, revision).await;
+        self.listen().await
+    }
+
+    /// Control says all there is.
+    pub async fn tell_everything(&self, service: EdgeService, revision: EdgeRevision) {
         self.control.set(EdgeItem::Listener(LISTENER, Box::new(listener()))).await;
         self.control.set(EdgeItem::Service(shop(), Box::new(service))).await;
         self.control.set(EdgeItem::Revision(shop_1(), Box::new(revision))).await;
         self.control.send(&ToProxy::Complete).await;
         self.control.mark().await;
-        self.listen().await
     }
 }
 
