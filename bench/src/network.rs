@@ -111,7 +111,8 @@ pub fn round_trip(_: &Tools) -> Outcome<Vec<Row>> {
     let mut watches = Vec::new();
     for network in [SHOP, BANK] {
         let router = lab.hands().pins().open(&names::vpc_ns(network))?.ok_or("the router was just made")?;
-        watches.push(flow::watch(network, &router, Duration::from_secs(5), out.clone())?);
+        let tuning = flow::Tuning { interval: Duration::from_secs(5), events_bytes: None };
+        watches.push(flow::watch(network, &router, tuning, out.clone())?);
     }
     thread::spawn(move || records.into_iter().for_each(drop));
     let till = lab.vm(SHOP.0, "till", "10.0.0.2");

@@ -3,7 +3,10 @@
 //! A commit is all or nothing and durable when it returns; the world follows it, then whoever plans is told what was
 //! touched. All writers, also in other processes, are put in order by one key that every commit compares and replaces.
 
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
+use std::{
+    sync::{Arc, Mutex, RwLock, RwLockReadGuard},
+    time::Duration,
+};
 
 use identity::{
     permission::Permission,
@@ -13,6 +16,7 @@ use model::{
     fault::{Code, Fault},
     iam::{Policy, Principal},
     id::ResourceId,
+    limits::PSC_NAT_QUARANTINE,
     name::Link,
     time::Timestamp,
 };
@@ -38,13 +42,15 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// What one commit will do. A later change of the same key replaces an earlier one.
 pub struct Txn {
     pub now: Timestamp,
+    /// How long a released NAT address rests.
+    pub(crate) nat_rest: Duration,
     changes: Vec<Change>,
 }
 
 impl Txn {
     /// One that nobody will commit: to find out what a change would do.
     pub(crate) fn scratch(now: Timestamp) -> Txn {
-        Txn { now, changes: Vec::new() }
+        Txn { now, nat_rest: PSC_NAT_QUARANTINE, changes: Vec::new() }
     }
 
     pub fn push(&mut self, change: Change) {
@@ -87,6 +93,7 @@ pub struct Draft<K> {
 pub struct Control {
     store: Arc<dyn Kv>,
     clock: Clock,
+    nat_rest: Duration,
     world: RwLock<World>,
     /// Held over a whole commit, so that the world it was decided on is the one it changes.
     writer: Mutex<Head>,
@@ -115,12 +122,18 @@ impl Control {
         Ok(Control {
             store,
             clock,
+            nat_rest: PSC_NAT_QUARANTINE,
             world: RwLock::new(world),
             writer: Mutex::new(head),
             touched: Mutex::new(Vec::new()),
             changed: Notify::new(),
             finished: Notify::new(),
         })
+    }
+
+    /// Released NAT addresses rest this long instead of [`PSC_NAT_QUARANTINE`]; for tests that wait it out.
+    pub fn with_nat_rest(self, nat_rest: Duration) -> Control {
+        Control { nat_rest, ..self }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -141,7 +154,7 @@ impl Control {
     pub fn commit<T>(&self, decide: impl Fn(&World, &mut Txn) -> Result<T, Fault>) -> Result<(T, u64), Fault> {
         let mut head = self.writer.lock().expect("a commit does not panic while it holds the writer's lock");
         for _ in 0..COMMIT_TRIES {
-            let mut txn = Txn { now: self.now(), changes: Vec::new() };
+            let mut txn = Txn { now: self.now(), nat_rest: self.nat_rest, changes: Vec::new() };
             let answer = decide(&self.read(), &mut txn)?;
             if txn.changes.is_empty() {
                 return Ok((answer, self.read().revision));

@@ -4,6 +4,7 @@
 //! file: what must survive it is in the kernel and with the shims. Start with [`serve`].
 
 mod backlog;
+mod verify;
 mod workloads;
 
 use std::{
@@ -23,10 +24,11 @@ use model::{
     planned::{
         edge, guest,
         guest::Realm,
-        host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost, Vip, VpcPlan},
+        host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost, Verified, Vip, VpcPlan},
     },
 };
 
+pub use self::verify::verify;
 use self::{backlog::Backlog, workloads::Workload};
 use crate::{
     doors::Door,
@@ -36,7 +38,7 @@ use crate::{
         flow::{self, Said},
         kernel::KernelError,
     },
-    sandboxes::{Event, Launched, SandboxError, Sandboxes},
+    sandboxes::{self, Launched, SandboxError, Sandboxes},
 };
 
 /// What was heard and not yet looked at.
@@ -162,8 +164,10 @@ enum Heard {
     Connected(UnixStream),
     /// From the connection of this number.
     Frame(u64, Box<ToHost>),
-    Sandbox(Event),
+    Sandbox(sandboxes::Heard),
     Flows(Said),
+    /// An operator's question, and where the answer goes.
+    Verify(SyncSender<Verified>),
 }
 
 pub struct Agent<S> {
@@ -180,6 +184,8 @@ pub struct Agent<S> {
     generations: BTreeMap<CellId, Generation>,
     /// Cells heard of since control connected.
     sent: BTreeSet<CellId>,
+    /// Control has sent everything once.
+    complete: bool,
     vpcs: BTreeMap<NetworkId, Vpc>,
     fabric_serves: bool,
     /// Sandboxes to keep ready, once there is a quiet moment.
@@ -196,7 +202,7 @@ struct Vpc {
 
 impl<S: Sandboxes> Agent<S> {
     /// Takes over what is there, opens `host.sock`, and starts listening.
-    pub fn start(run_dir: &Path, mut sandboxes: S, events: Receiver<Event>) -> Result<Agent<S>, AgentError> {
+    pub fn start(run_dir: &Path, mut sandboxes: S, events: Receiver<sandboxes::Heard>) -> Result<Agent<S>, AgentError> {
         let kernel = |source| AgentError::Kernel { source };
         let mut hands = Hands::open(run_dir).map_err(kernel)?;
         hands.found_fabric().map_err(kernel)?;
@@ -209,7 +215,8 @@ impl<S: Sandboxes> Agent<S> {
         let door = tell.clone();
         thread::spawn(move || accept(&listener, &door));
         forward(events, tell.clone(), Heard::Sandbox);
-        forward(said, tell, Heard::Flows);
+        forward(said, tell.clone(), Heard::Flows);
+        verify::open(run_dir, tell).map_err(|source| AgentError::Listen { path: run_dir.to_owned(), source })?;
         Ok(Agent {
             hands,
             sandboxes,
@@ -222,6 +229,7 @@ impl<S: Sandboxes> Agent<S> {
             connection: 0,
             generations: BTreeMap::new(),
             sent: BTreeSet::new(),
+            complete: false,
             vpcs: BTreeMap::new(),
             fabric_serves: false,
             parking: None,
@@ -251,11 +259,19 @@ impl<S: Sandboxes> Agent<S> {
             Heard::Frame(connection, frame) if connection == self.connection => self.obey(*frame),
             // What an earlier control still had to say is overtaken by everything its successor sends.
             Heard::Frame(..) => {}
-            Heard::Sandbox(event) => self.workload_event(event),
+            Heard::Sandbox(sandboxes::Heard::Event(event)) => self.workload_event(event),
+            Heard::Sandbox(sandboxes::Heard::Prepared { workload, incarnation, outcome }) => {
+                self.prepared(workload, incarnation, outcome);
+            }
+            Heard::Sandbox(sandboxes::Heard::Launched { workload, incarnation, outcome }) => {
+                self.launched(workload, incarnation, outcome);
+            }
             Heard::Flows(said) => self.report_later(match said {
                 Said::Flows(records) => FromHost::Flows(records),
                 Said::Gap(gap) => FromHost::Gap(gap),
             }),
+            // Whoever asked may have given up.
+            Heard::Verify(answer) => drop(answer.try_send(self.verify())),
         }
     }
 
@@ -362,6 +378,7 @@ impl<S: Sandboxes> Agent<S> {
         self.complain(CellId::Fabric, outcome);
         self.generations.retain(|cell, _| sent.contains(cell));
         self.sent = sent;
+        self.complete = true;
         self.proxy.complete(edge::Sockets::Complete);
         self.guest.complete(guest::Sockets::Complete);
     }
@@ -430,8 +447,8 @@ impl<S: Sandboxes> Agent<S> {
         vpc.flows = None;
         if let Some(interval) = wanted {
             let netns = self.hands.realm(Realm::Vpc(network))?.netns();
-            let every = Duration::from_secs(interval.into());
-            vpc.flows = Some((interval, flow::watch(network, netns, every, self.flows.clone())?));
+            let tuning = flow::Tuning { interval: Duration::from_secs(interval.into()), events_bytes: None };
+            vpc.flows = Some((interval, flow::watch(network, netns, tuning, self.flows.clone())?));
         }
         Ok(())
     }

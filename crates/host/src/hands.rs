@@ -2,6 +2,8 @@
 //! sockets inside. Blocking, single-threaded, idempotent: what is there already is taken over, so a restarted host
 //! disturbs no living connection.
 
+pub mod verify;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -77,6 +79,7 @@ pub struct Hands {
     pins: Pins,
     spaces: BTreeMap<String, Space>,
     vpcs: BTreeMap<NetworkId, VpcPlan>,
+    fabric: FabricPlan,
     /// Routers that forward already.
     forwarding: BTreeSet<NetworkId>,
     /// Messages into namespaces that are closed again (workloads', deleted ones).
@@ -90,6 +93,7 @@ impl Hands {
             pins: Pins::under(run_dir)?,
             spaces: BTreeMap::new(),
             vpcs: BTreeMap::new(),
+            fabric: FabricPlan::default(),
             forwarding: BTreeSet::new(),
             messages_elsewhere: 0,
         })
@@ -136,6 +140,7 @@ impl Hands {
     pub fn apply_fabric(&mut self, plan: &FabricPlan) -> Result<(), KernelError> {
         self.fabric_space()?;
         self.space_mut(names::FABRIC_NS).converge(&fabric::fabric(plan))?;
+        self.fabric = plan.clone();
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use std::{
 use host::{
     agent::Agent,
     netns::{Netns, Pins},
-    sandboxes::{Event, SandboxError, Sandboxes},
+    sandboxes::{Event, Heard, SandboxError, Sandboxes},
 };
 use lab::{Lab, Vm, plan, scene::PATIENCE, tcp, until};
 use model::{
@@ -39,21 +39,32 @@ const VIP: &str = "10.1.1.2:80";
 #[derive(Clone)]
 struct Plain {
     pins: Pins,
-    events: mpsc::Sender<Event>,
+    heard: mpsc::Sender<Heard>,
     running: Arc<Mutex<BTreeMap<WorkloadId, u32>>>,
 }
 
+/// A workload of this name is never launched and never refused.
+const STUCK: &str = "stuck";
+
 impl Sandboxes for Plain {
-    fn prepare(&mut self, uid_base: u32) -> Result<OwnedFd, SandboxError> {
-        let netns = self.pins.create(&uid_base.to_string()).unwrap();
-        std::os::fd::AsFd::as_fd(&netns).try_clone_to_owned().map_err(|source| SandboxError::Namespace { source })
+    fn prepare(&mut self, id: &WorkloadId, plan: &SandboxPlan) {
+        let netns = self.pins.create(&plan.uid_base.to_string()).unwrap();
+        let outcome = std::os::fd::AsFd::as_fd(&netns).try_clone_to_owned();
+        let outcome = outcome.map_err(|source| SandboxError::Namespace { source });
+        self.heard.send(Heard::Prepared { workload: id.clone(), incarnation: plan.incarnation, outcome }).unwrap();
     }
 
-    fn launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) -> Result<(), SandboxError> {
+    fn launch(&mut self, id: &WorkloadId, plan: &SandboxPlan) {
+        if id.0 == STUCK {
+            return;
+        }
         self.running.lock().unwrap().insert(id.clone(), plan.incarnation);
         self.tell(id, plan.incarnation, SandboxEvent::Started { pid: 1 });
-        Ok(())
+        let (workload, incarnation) = (id.clone(), plan.incarnation);
+        self.heard.send(Heard::Launched { workload, incarnation, outcome: Ok(()) }).unwrap();
     }
+
+    fn discard(&mut self, _: &SandboxPlan) {}
 
     fn keep_parked(&mut self, _: &BTreeSet<u32>) -> Result<(), SandboxError> {
         Ok(())
@@ -73,8 +84,8 @@ impl Sandboxes for Plain {
         Ok(())
     }
 
-    fn forget(&mut self, id: &WorkloadId) {
-        self.running.lock().unwrap().remove(id);
+    fn forget(&mut self, id: &WorkloadId, incarnation: u32) {
+        self.running.lock().unwrap().retain(|i, n| i != id || *n != incarnation);
     }
 
     fn facts(&self) -> Vec<(String, String)> {
@@ -85,16 +96,16 @@ impl Sandboxes for Plain {
 impl Plain {
     fn tell(&self, id: &WorkloadId, incarnation: u32, event: SandboxEvent) {
         let event = Event { workload: id.clone(), incarnation, event };
-        self.events.send(event).unwrap();
+        self.heard.send(Heard::Event(event)).unwrap();
     }
 }
 
 /// A host process as a thread. Starting another on the same directory takes the place of the one before.
 fn start(lab: &Lab, running: &Arc<Mutex<BTreeMap<WorkloadId, u32>>>) {
-    let (events, heard) = mpsc::channel();
+    let (heard, hears) = mpsc::channel();
     let pins = Pins::under(&lab.run_dir().join("vms")).unwrap();
-    let sandboxes = Plain { pins, events, running: running.clone() };
-    let mut agent = Agent::start(lab.run_dir(), sandboxes, heard).unwrap();
+    let sandboxes = Plain { pins, heard, running: running.clone() };
+    let mut agent = Agent::start(lab.run_dir(), sandboxes, hears).unwrap();
     thread::spawn(move || agent.run());
 }
 
@@ -299,4 +310,18 @@ fn a_host_that_restarts_disturbs_no_connection_and_removes_what_is_in_no_plan() 
     let pins = Pins::under(lab.run_dir()).unwrap();
     until("the network of no plan is gone", || pins.names().unwrap() == ["edge-601", "fabric", "vpc-601"]);
     assert!(web.connect(VIP).is_ok(), "new connections find a listener");
+}
+
+#[test]
+fn a_launch_that_hangs_holds_up_no_network_and_no_other_workload() {
+    let lab = Lab::new();
+    start(&lab, &Arc::default());
+    let mut control = Control::connect(lab.run_dir());
+    control.vpc(1, &plan::vpc(&[("web", "10.1.0.2"), (STUCK, "10.1.0.3")]));
+    assert_eq!(control.observed(), (CellId::Vpc(NET), 1, None));
+    control.apply(workload(STUCK), 1, CellPlan::Workload(sandbox_plan(1000, 1, "10.1.0.3")));
+    control.apply(workload("web"), 1, CellPlan::Workload(sandbox_plan(2000, 1, "10.1.0.2")));
+    assert_eq!(control.observed(), (workload("web"), 1, None), "nothing is said about the one that hangs");
+    control.vpc(2, &plan::with_vip(plan::vpc(&[("web", "10.1.0.2")]), VIP));
+    assert_eq!(control.observed(), (CellId::Vpc(NET), 2, None));
 }

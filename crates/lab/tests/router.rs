@@ -186,7 +186,8 @@ fn flow_records_say_who_spoke_to_whom_and_how_much() {
     let _server = db.serve(80);
     let (out, said) = sync_channel(64);
     let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(NET))).unwrap().unwrap();
-    let _watch = flow::watch(NetworkId(NET), &netns, Duration::from_millis(300), out).unwrap();
+    let tuning = flow::Tuning { interval: Duration::from_millis(300), events_bytes: None };
+    let _watch = flow::watch(NetworkId(NET), &netns, tuning, out).unwrap();
     let mut stream = web.connect_from(41_000, "10.1.0.3:80").unwrap();
     let greeted = tcp::greeting(&mut stream).unwrap().to_string().len() + 1;
     assert_eq!(tcp::ask(&mut stream, "12345").unwrap(), "12345");
@@ -313,4 +314,30 @@ fn the_doctor_tries_everything_a_router_needs_and_leaves_nothing_of_the_trial() 
     assert!(facts["packets"].ends_with("work"), "{}", facts["packets"]);
     let pins = lab.hands().pins().names().unwrap();
     assert!(pins.iter().all(|name| !name.starts_with("vpc-")), "{pins:?}");
+}
+
+#[test]
+fn births_and_deaths_that_find_no_room_are_told_as_a_gap() {
+    let mut counted = vpc();
+    counted.flow_logs = true;
+    let (mut lab, web, db) = two_vms(&counted);
+    let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(NET))).unwrap().unwrap();
+    let (out, said) = sync_channel(1_024);
+    // Room for one or two events, which no reader can keep up with.
+    let tuning = flow::Tuning { interval: Duration::from_millis(50), events_bytes: Some(1) };
+    let _watch = flow::watch(NetworkId(NET), &netns, tuning, out).unwrap();
+    let mut port = 1_024;
+    let mut gap = None;
+    until("events were lost and that was told", || {
+        for _ in 0..500 {
+            port = if port == 9_024 { 1_024 } else { port + 1 };
+            let [from, to] = [(web.address, port), (db.address, 9)].map(|(a, p)| SocketAddrV4::new(a, p));
+            web.forge(&packet::udp(from, to, b"x"), db.address);
+        }
+        gap =
+            gap.take().or_else(|| said.try_iter().find_map(|s| if let Said::Gap(gap) = s { Some(gap) } else { None }));
+        gap.is_some()
+    });
+    let gap = gap.expect("just waited for");
+    assert!(gap.network == Some(NetworkId(NET)) && gap.from <= gap.to, "{gap:?}");
 }

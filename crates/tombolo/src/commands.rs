@@ -99,6 +99,24 @@ pub fn status(args: &CloudArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+pub fn verify(args: &CloudArgs) -> Outcome {
+    let dirs = Dirs::of(&args.cloud);
+    let cloud = args.cloud.as_str();
+    let found = host::agent::verify(&dirs.run)
+        .map_err(|e| format!("the host process of cloud {cloud:?} does not answer: {e}"))?;
+    if let Some(fault) = found.fault {
+        return Err(format!("the kernel could not be read: {fault}").into());
+    }
+    let mut out = io::stdout().lock();
+    for difference in &found.differences {
+        writeln!(out, "{:<24} {}", difference.namespace, difference.what)?;
+    }
+    let told = if found.complete { "" } else { "; control has not sent all plans yet" };
+    let count = found.differences.len();
+    writeln!(out, "{count} differences between kernel and plans in {} namespaces{told}", found.namespaces)?;
+    Ok(if count == 0 && found.complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 pub fn doctor() -> Outcome {
     if !rustix::process::geteuid().is_root() {
         return Err("the doctor tries what a cloud would do, which takes root: sudo tombolo doctor".into());

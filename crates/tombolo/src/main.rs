@@ -10,6 +10,7 @@ mod operator;
 mod roles;
 mod terminal;
 mod up;
+mod users;
 mod why;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Down(commands::CloudArgs),
     /// What runs in a cloud
     Status(commands::CloudArgs),
+    /// Whether the kernel holds what the cloud's plans say, read anew; what differs, if anything does
+    Verify(commands::CloudArgs),
     /// What this machine can and cannot enforce, and what to do about it
     Doctor,
     /// The environment that points gcloud, curl and client libraries at a cloud: eval "$(tombolo env)"
@@ -94,6 +97,7 @@ fn run(command: Command) -> Outcome {
         Command::Up(args) => up::run(args),
         Command::Down(args) => commands::down(&args),
         Command::Status(args) => commands::status(&args),
+        Command::Verify(args) => commands::verify(&args),
         Command::Doctor => commands::doctor(),
         Command::Env(args) => commands::env(&args),
         Command::Ssh(args) => commands::ssh(&args),

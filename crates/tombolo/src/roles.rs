@@ -18,6 +18,7 @@ use ::control::world::ImageRecord;
 use crate::{
     Outcome,
     cloud::{CloudName, Dirs},
+    users::Users,
 };
 
 /// The processes of a cloud beside its shims.
@@ -39,17 +40,6 @@ impl Role {
             Role::Proxy => "proxy",
             Role::Guest => "guest",
             Role::Control => "control",
-        }
-    }
-
-    /// The uid and gid that an unprivileged role takes: numbers that no distribution hands out, one for each, so that
-    /// none of them can touch another's files or memory.
-    fn uid(self) -> Option<u32> {
-        match self {
-            Role::Host => None,
-            Role::Control => Some(500_000_001),
-            Role::Proxy => Some(500_000_002),
-            Role::Guest => Some(500_000_003),
         }
     }
 }
@@ -80,65 +70,70 @@ pub struct Args {
     idle_instance: u64,
     #[arg(long)]
     psc_idle: u32,
+    #[arg(long)]
+    psc_rest: u64,
+    /// The process id of whoever starts it.
+    #[arg(long)]
+    supervisor: i32,
 }
 
 /// How long a role waits for what another one makes at its start.
 const START_MAX: Duration = Duration::from_secs(20);
 
 pub fn run(args: Args) -> Outcome {
-    // A role whose supervisor is gone would meet the roles of the next one.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    privilege::end_with(args.supervisor)?;
     sandbox::close_inherited()?;
     // Whatever the supervisor's caller had: sockets and files are for who is named as their owner and for nobody else.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     // Their limits of connections add up to more than the thousand files that a process may open by default.
     privilege::raise_open_files()?;
     let dirs = Dirs::of(&args.cloud);
+    let users = Users::of(&dirs)?;
     match args.role {
-        Role::Host => host(&args, &dirs),
-        Role::Control => control::run(&args, &dirs),
-        Role::Proxy => proxy(&dirs),
-        Role::Guest => guest(&dirs),
+        Role::Host => host(&args, &dirs, users),
+        Role::Control => control::run(&args, &dirs, users),
+        Role::Proxy => proxy(&args, &dirs, users),
+        Role::Guest => guest(&args, &dirs, users),
     }
 }
 
-fn host_config(cloud: &CloudName, dirs: &Dirs) -> host::agent::Config {
+fn host_config(cloud: &CloudName, dirs: &Dirs, users: Option<Users>) -> host::agent::Config {
     host::agent::Config {
         cloud: cloud.as_str().to_owned(),
         run_dir: dirs.run.clone(),
         state_dir: dirs.state.clone(),
         shim_argv: vec![OsString::from("/proc/self/exe"), OsString::from("shim")],
-        control_uid: Role::Control.uid(),
+        control_uid: users.and_then(|users| users.role(Role::Control)),
     }
 }
 
-fn host(args: &Args, dirs: &Dirs) -> Outcome {
+fn host(args: &Args, dirs: &Dirs, users: Users) -> Outcome {
     sandbox::builtin::install(&dirs.state)?;
-    host::agent::serve(host_config(&args.cloud, dirs))?;
+    host::agent::serve(host_config(&args.cloud, dirs, Some(users)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn proxy(dirs: &Dirs) -> Outcome {
+fn proxy(args: &Args, dirs: &Dirs, users: Users) -> Outcome {
     let doors = proxy::Doors::bind(&dirs.run)?;
     for socket in ["proxy.sock", "proxy-outside.sock"] {
-        privilege::give(&dirs.socket(socket), Role::Control)?;
+        privilege::give(&dirs.socket(socket), users.role(Role::Control))?;
     }
     let fabric = dirs.run.join("ns").join("fabric");
     wait_for(&fabric)?;
     privilege::enter_network(&fabric)?;
-    privilege::drop_to(Role::Proxy)?;
+    privilege::drop_to(users.role(Role::Proxy), args.supervisor)?;
     proxy::main(doors)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn guest(dirs: &Dirs) -> Outcome {
+fn guest(args: &Args, dirs: &Dirs, users: Users) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let doors = {
         let _inside = runtime.enter();
         guest::Doors::bind(&dirs.run)?
     };
-    privilege::give(&dirs.socket("guest.sock"), Role::Control)?;
-    privilege::drop_to(Role::Guest)?;
+    privilege::give(&dirs.socket("guest.sock"), users.role(Role::Control))?;
+    privilege::drop_to(users.role(Role::Guest), args.supervisor)?;
     runtime.block_on(guest::serve(doors));
     Ok(ExitCode::SUCCESS)
 }
@@ -162,12 +157,9 @@ pub fn shim() -> Outcome {
 
 /// Ends every sandbox and removes every namespace, cgroup and mount of a cloud whose roles have ended.
 pub fn take_down(cloud: &CloudName, dirs: &Dirs) -> Outcome<()> {
-    host::agent::take_down(&host_config(cloud, dirs))?;
+    host::agent::take_down(&host_config(cloud, dirs, None))?;
     Ok(())
 }
-
-/// The uids of the process that unpacks images: 65536 that no sandbox has.
-const IMAGE_UID_BASE: u32 = 500_100_000;
 
 /// The process that reads a stranger's archive, without the privilege to do harm.
 pub fn image() -> Outcome {
@@ -180,7 +172,7 @@ pub fn unpack(dirs: &Dirs, path: &Path, name: &str) -> Outcome<ImageRecord> {
     let loader = sandbox::image::Loader {
         state_dir: dirs.state.clone(),
         image_argv: vec![OsString::from("/proc/self/exe"), OsString::from("image")],
-        uid_base: IMAGE_UID_BASE,
+        uid_base: Users::of(dirs)?.images(),
     };
     let image = sandbox::image::load(&loader, path)?;
     Ok(image_record(name.to_owned(), image))
@@ -205,7 +197,7 @@ pub fn doctor() -> Outcome {
     let name: CloudName = "doctor".parse()?;
     let dirs = Dirs::of(&name);
     dirs.create()?;
-    let found = host::agent::facts(&host_config(&name, &dirs));
+    let found = host::agent::facts(&host_config(&name, &dirs, None));
     crate::up::take_down(&name, &dirs, true)?;
     let mut facts = found?;
     facts.insert(

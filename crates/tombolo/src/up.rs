@@ -21,6 +21,7 @@ use crate::{
     cloud::{CloudName, Dirs},
     operator::{self, Answer, Ask},
     roles::Role,
+    users::Users,
 };
 
 #[derive(clap::Args, Clone, Debug)]
@@ -43,6 +44,9 @@ pub struct Args {
     /// Idle limit of connections through Private Service Connect
     #[arg(long, value_name = "SECONDS", default_value_t = 1_200, hide = true)]
     pub psc_idle: u32,
+    /// How long a released NAT address of Private Service Connect rests
+    #[arg(long, value_name = "SECONDS", default_value_t = model::limits::PSC_NAT_QUARANTINE.as_secs(), hide = true)]
+    pub psc_rest: u64,
 }
 
 /// A role that dies is started again after this, doubled each time it dies young.
@@ -71,6 +75,7 @@ pub fn run(args: Args) -> Outcome {
     let dirs = Dirs::of(&args.cloud);
     dirs.create().map_err(|e| format!("cannot make {} and {}: {e}", dirs.run.display(), dirs.state.display()))?;
     let lock = lock(&dirs)?;
+    Users::claim(&dirs).map_err(|e| format!("cannot choose the users of the cloud's processes: {e}"))?;
     let (events, inbox) = mpsc::channel();
     crate::operator::on_stop_signal({
         let events = events.clone();
@@ -204,6 +209,8 @@ impl Children {
         command.args(["--listen", &self.args.listen.to_string()]);
         command.args(["--idle-instance", &self.args.idle_instance.to_string()]);
         command.args(["--psc-idle", &self.args.psc_idle.to_string()]);
+        command.args(["--psc-rest", &self.args.psc_rest.to_string()]);
+        command.args(["--supervisor", &std::process::id().to_string()]);
         if self.args.ephemeral {
             command.arg("--ephemeral");
         }

@@ -236,7 +236,7 @@ pub fn connections<'w>(
 
 /// Keeps a released NAT address from its next tenant while replies to the last one may still be on their way.
 pub(crate) fn quarantine(network: NetworkId, address: Ipv4Addr, txn: &mut Txn) {
-    let until = txn.now.plus(limits::PSC_NAT_QUARANTINE);
+    let until = txn.now.plus(txn.nat_rest);
     txn.push(Change::Quarantine(network, Quarantined { address, until }));
 }
 

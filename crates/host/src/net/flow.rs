@@ -4,17 +4,9 @@
 //! Only flows of the VPC itself: what a consumer's connection looks like inside a producer is nobody's log there. A flow
 //! is two records, one for each direction, as the VPC's addresses see it. [`Ledger`] is pure; [`watch`] is the thread.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::SyncSender,
-    },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant, SystemTime},
-};
+mod watch;
+
+use std::{collections::BTreeMap, time::SystemTime};
 
 use model::{
     id::NetworkId,
@@ -22,17 +14,11 @@ use model::{
     time::Timestamp,
 };
 
-use super::kernel::KernelError;
-use crate::netlink::{
-    conntrack::{self, Counters, Entry, Event, Tuple},
-    socket::{Family, NetlinkError, Socket},
-};
-use crate::netns::Netns;
+pub use self::watch::{Tuning, Watch, watch};
+use crate::netlink::conntrack::{Counters, Entry, Tuple};
 
 /// Flows one VPC's ledger follows; later ones are a gap in the log. Source: as many as the VPC may have.
 const FLOWS_MAX: u32 = model::limits::VPC_CONNECTIONS_MAX;
-/// How long the thread waits for events before it looks at its clock and whether it should end.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What a flow thread says.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,149 +142,6 @@ fn header_bytes(protocol: u8) -> u64 {
         6 => 40,
         17 | 1 => 28,
         _ => 20,
-    }
-}
-
-/// A running flow thread; it ends when dropped.
-#[derive(Debug)]
-pub struct Watch {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A thread that panicked has said so on standard error; there is nothing to clean up after it.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Follows the flows of the router in `netns`, a record for each every `interval`. What does not fit into `out` is told
-/// as a gap.
-pub fn watch(
-    network: NetworkId,
-    netns: &Netns,
-    interval: Duration,
-    out: SyncSender<Said>,
-) -> Result<Watch, KernelError> {
-    let wrap = |source| KernelError::Netlink { namespace: netns.name().to_owned(), source };
-    let [events, asks] = netns.run(|| [Socket::open(Family::Netfilter), Socket::open(Family::Netfilter)])?;
-    let (events, asks) = (events.map_err(wrap)?, asks.map_err(wrap)?);
-    conntrack::subscribe(&events).map_err(wrap)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut watcher = Watcher {
-        ledger: Ledger::new(network),
-        events,
-        asks,
-        out,
-        interval,
-        lost_since: None,
-        heard: now(),
-        stop: stop.clone(),
-    };
-    let thread = thread::spawn(move || watcher.run());
-    Ok(Watch { stop, thread: Some(thread) })
-}
-
-struct Watcher {
-    ledger: Ledger,
-    events: Socket,
-    asks: Socket,
-    out: SyncSender<Said>,
-    interval: Duration,
-    /// Since when records are missing.
-    lost_since: Option<Timestamp>,
-    /// When events were last heard without loss.
-    heard: Timestamp,
-    stop: Arc<AtomicBool>,
-}
-
-impl Watcher {
-    fn run(&mut self) {
-        // Flows that live already: opened while nobody listened.
-        self.resync();
-        let mut next = Instant::now() + self.interval;
-        while !self.stop.load(Ordering::Relaxed) {
-            let wait = LOOK_EVERY.min(next.saturating_duration_since(Instant::now()));
-            match self.events.event(wait) {
-                Ok(Some(datagram)) => self.hear(&datagram),
-                Ok(None) => self.heard = now(),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
-                    self.lost_since.get_or_insert(self.heard);
-                    self.resync();
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-            if Instant::now() >= next {
-                self.interval_ends();
-                next = Instant::now() + self.interval;
-            }
-        }
-    }
-
-    fn hear(&mut self, datagram: &[u8]) {
-        let at = now();
-        let mut records = Vec::new();
-        for event in conntrack::events(datagram) {
-            match event {
-                Event::Born(entry) => {
-                    if !self.ledger.born(&entry, at) {
-                        self.lost_since.get_or_insert(at);
-                    }
-                }
-                Event::Died(entry) => records.extend(self.ledger.died(&entry, at)),
-            }
-        }
-        self.say(records);
-    }
-
-    fn interval_ends(&mut self) {
-        let mut records = Vec::new();
-        for key in self.ledger.living() {
-            match conntrack::get(&mut self.asks, &key.1) {
-                Ok(Some(entry)) if entry.id == key.0 => records.extend(self.ledger.counted(&entry, now())),
-                // Gone, with its last words still to be heard; or its tuple is another's by now.
-                Ok(_) => {}
-                Err(_) => {
-                    self.lost_since.get_or_insert(now());
-                }
-            }
-        }
-        self.say(records);
-        self.tell_gap();
-    }
-
-    /// Compares with what the kernel holds: flows we missed are followed from here on, those that are gone are let go.
-    fn resync(&mut self) {
-        let listed: Result<Vec<Entry>, NetlinkError> = conntrack::list(&mut self.asks);
-        let Ok(entries) = listed else { return };
-        let at = now();
-        for key in self.ledger.living() {
-            if !entries.iter().any(|e| (e.id, e.original) == key) {
-                self.ledger.forget(&key);
-            }
-        }
-        for entry in &entries {
-            self.ledger.met(entry, at);
-        }
-    }
-
-    fn say(&mut self, records: Vec<FlowRecord>) {
-        if !records.is_empty() && self.out.try_send(Said::Flows(records)).is_err() {
-            self.lost_since.get_or_insert(self.heard);
-        }
-    }
-
-    fn tell_gap(&mut self) {
-        let Some(from) = self.lost_since else { return };
-        let gap = FlowGap { network: Some(self.ledger.network), from, to: now() };
-        if self.out.try_send(Said::Gap(gap)).is_ok() {
-            self.lost_since = None;
-        }
     }
 }
 

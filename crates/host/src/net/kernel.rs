@@ -7,7 +7,7 @@ use crate::{
     names::{IfName, PORT_PREFIX},
     netlink::{
         nft::{self, Table, Writer},
-        route::{self, End, Hop, Links},
+        route::{self, End, Hop, Links, Neighbour, Route},
         socket::{Family, NetlinkError, Socket},
     },
     netns::{Netns, NetnsError},
@@ -99,6 +99,13 @@ impl Space {
             mark_rules: mark_rules.into_iter().collect(),
             tables,
         })
+    }
+
+    /// Reads all routes and neighbours, those of workloads' cables included.
+    pub fn ports(&mut self) -> Result<(Vec<Route>, Vec<Neighbour>), KernelError> {
+        let routes = route::list_routes(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
+        let neighbours = route::list_neighbours(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
+        Ok((routes, neighbours))
     }
 
     /// Forget what is known of routes and neighbours at this link: it went, and the kernel took them along.

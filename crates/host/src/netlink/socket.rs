@@ -201,6 +201,12 @@ impl Socket {
         }
     }
 
+    /// Lets so many bytes wait to be read, and no more.
+    pub fn limit_receive(&self, bytes: usize) -> Result<(), NetlinkError> {
+        sockopt::set_socket_recv_buffer_size_force(&self.fd, bytes)
+            .map_err(|e| NetlinkError::Transport { what: "limit what may wait".to_owned(), source: e.into() })
+    }
+
     pub fn join(&self, group: u32) -> Result<(), NetlinkError> {
         let group = i32::try_from(group).expect("group numbers are small");
         sys::set_option(&self.fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)

@@ -244,3 +244,24 @@ pub enum SandboxEvent {
         output_tail: String,
     },
 }
+
+/// What the host process says about the kernel when it is asked to compare it with the plans.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Control has sent all plans since this host process started.
+    pub complete: bool,
+    /// Namespaces that were looked at.
+    pub namespaces: usize,
+    /// What differs; none when the kernel equals the plans.
+    pub differences: Vec<Difference>,
+    /// Why the kernel could not be read.
+    pub fault: Option<String>,
+}
+
+/// Something that the kernel holds and no plan says, or the other way round.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    pub namespace: String,
+    /// For people.
+    pub what: String,
+}

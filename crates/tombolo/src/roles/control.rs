@@ -45,6 +45,7 @@ use crate::{
     Outcome,
     cloud::Dirs,
     operator::{self, Answer, Ask, Status},
+    users::Users,
 };
 
 /// The operator's token is written anew this often, long before it expires.
@@ -52,14 +53,15 @@ const TOKEN_REFRESH: Duration = Duration::from_secs(TOKEN_LIFETIME.as_secs() / 2
 /// Threads that serve the doors; commits block theirs for a disk's answer.
 const WORKERS: usize = 2;
 
-pub fn run(args: &Args, dirs: &Dirs) -> Outcome {
+pub fn run(args: &Args, dirs: &Dirs, users: Users) -> Outcome {
     let own = dirs.control();
+    let user = users.role(Role::Control);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&own)?;
-    privilege::own(&own, Role::Control)?;
+    privilege::own_all(&own, user)?;
     // Answers from the first moment on, so that nobody waits for a socket; before it can, it says that it cannot.
     let stage: Arc<OnceLock<Stage>> = Arc::default();
     let listener = operator::bind(dirs)?;
-    privilege::drop_to(Role::Control)?;
+    privilege::drop_to(user, args.supervisor)?;
     operator::serve(listener, {
         let stage = stage.clone();
         move |ask| match ask {
@@ -90,7 +92,8 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
         false => Journal::open(&own.join("logs"), Bounds::default())?,
     };
     let journal = Arc::new(journal);
-    let control = Arc::new(Control::open(store, Arc::new(now))?);
+    let nat_rest = Duration::from_secs(args.psc_rest);
+    let control = Arc::new(Control::open(store, Arc::new(now))?.with_nat_rest(nat_rest));
     projects::bootstrap(&control, None)?;
     add_builtin_images(&control)?;
     let first_key = || match first_key {

@@ -1,42 +1,68 @@
 //! Giving up privileges, before any thread is started and any stranger's byte is read.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
 
 use rustix::{
     fs::{Gid, Mode, OFlags, Uid},
-    process::Resource,
+    process::{Resource, Signal},
     thread::LinkNameSpaceType,
 };
-
-use super::Role;
 
 /// `/proc/self/ns/net` and pins of it live on this filesystem. Source: linux/magic.h, NSFS_MAGIC.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
-/// Lets a role connect to a socket that root has made.
-pub fn give(socket: &Path, role: Role) -> io::Result<()> {
+/// Lets a user connect to a socket that root has made.
+pub fn give(socket: &Path, user: Option<u32>) -> io::Result<()> {
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
-    own(socket, role)
+    own(socket, user)
 }
 
-/// Makes a file or directory the role's own.
-pub fn own(path: &Path, role: Role) -> io::Result<()> {
-    let Some(id) = role.uid() else { return Ok(()) };
-    rustix::fs::chown(path, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)))?;
-    Ok(())
+/// Makes a file or directory the user's own; a link itself, not what it names.
+pub fn own(path: &Path, user: Option<u32>) -> io::Result<()> {
+    std::os::unix::fs::lchown(path, user, user)
 }
 
-/// Becomes the role's user for good: no other id, no group, no capability, no way to gain one.
-pub fn drop_to(role: Role) -> io::Result<()> {
-    let Some(id) = role.uid() else { return Ok(()) };
+/// Makes a directory and everything in it the user's own, unless it is: a cloud's state that came from elsewhere, where it
+/// had other users.
+pub fn own_all(dir: &Path, user: Option<u32>) -> io::Result<()> {
+    if user.is_none_or(|user| fs::symlink_metadata(dir).is_ok_and(|found| found.uid() == user)) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => own_all(&entry.path(), user)?,
+            false => own(&entry.path(), user)?,
+        }
+    }
+    // Last, so that one that was interrupted begins again.
+    own(dir, user)
+}
+
+/// Ends this process with the supervisor, which may have ended already: a role that outlived it would meet the roles of
+/// the next one.
+pub fn end_with(supervisor: i32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    match rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get()) {
+        Some(parent) if parent == supervisor => Ok(()),
+        _ => Err(io::Error::other("whoever started it has ended")),
+    }
+}
+
+/// Becomes the user for good: no other id, no group, no capability, no way to gain one.
+pub fn drop_to(user: Option<u32>, supervisor: i32) -> io::Result<()> {
+    let Some(id) = user else { return Ok(()) };
     let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     rustix::thread::set_no_new_privs(true)?;
-    // Changing the uid cleared it; without it the supervisor's end would go unnoticed.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-    Ok(())
+    // Changing the uid has cut the tie.
+    end_with(supervisor)
 }
 
 /// Moves this thread, and what it starts, into a pinned network namespace.
