@@ -41,7 +41,7 @@ pub struct Said {
 }
 
 impl Said {
-    pub(crate) fn of(output: &Output) -> Said {
+    pub fn of(output: &Output) -> Said {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     }
@@ -169,6 +169,24 @@ impl Cloud {
         let pid = i32::try_from(self.supervisor()).expect("a pid");
         signal("-STOP", pid);
         Held(pid)
+    }
+
+    /// Waits until exactly one process has the role.
+    #[track_caller]
+    pub fn is_back(&self, role: &str) {
+        until(&format!("the next {role}"), || match self.pids(role).len() {
+            1 => Ok(()),
+            count => Err(format!("{count} of them")),
+        });
+    }
+
+    /// Waits until the kernel, read anew by netlink dumps, holds what the plans say.
+    #[track_caller]
+    pub fn kernel_equals_plan(&self) {
+        until("kernel and plans to be equal", || match self.tombolo("verify", &[]) {
+            said if said.code == Some(0) => Ok(()),
+            said => Err(said.out + &said.err),
+        });
     }
 
     /// `tombolo <args>` against this cloud.

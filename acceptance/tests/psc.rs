@@ -267,3 +267,29 @@ fn delete_attachment(journey: &Journey, name: &str) {
 fn in_range(address: std::net::IpAddr, first: [u8; 3]) -> bool {
     matches!(address, std::net::IpAddr::V4(v4) if v4.octets()[..3] == first)
 }
+
+#[test]
+fn a_released_nat_address_rests_before_the_endpoint_that_waits_for_it_gets_it() {
+    const REST_S: u64 = 4;
+    let journey = Journey::up(&["--psc-rest", &REST_S.to_string()]);
+    let scene = Scene::new(&journey, "consumer-rest", "10.0.9.0/29");
+    scene.attach("small", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    // A range of eight has four addresses to give away.
+    let addresses: Vec<String> = (1..=5).map(|n| scene.consumer.endpoint(&format!("e{n}"), "small", None)).collect();
+    scene.prove(&addresses[0], ACCEPTED, "one that has an address");
+    scene.prove(&addresses[4], "NEEDS_ATTENTION", "one for which there is none");
+    let released = std::time::Instant::now();
+    scene.consumer.delete_endpoint("e1");
+    acceptance::until("the rest to be over", || match scene.consumer.status("e5", "small").as_str() {
+        ACCEPTED => Ok(()),
+        status => Err(status.to_owned()),
+    });
+    assert!(released.elapsed() >= Duration::from_secs(REST_S), "after {:?}", released.elapsed());
+    acceptance::until("packets to obey", || {
+        match scene.vm.status(&format!("http://{}/", addresses[4]), &scene.token) {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    });
+    journey.cloud.kernel_equals_plan();
+}
