@@ -323,9 +323,11 @@ impl<'j> Vm<'j> {
 /// Of an answer in chunks only the status goes out; its body stays unread.
 const KEPT: &str = r#"
 exec 3<>/dev/tcp/ADDRESS/80 || { echo 'no connection'; exit; }
+trap '' PIPE
 echo open
 while read -r path; do
-  printf 'GET %s HTTP/1.1\r\nHost: ADDRESS\r\nAuthorization: Bearer TOKEN\r\n\r\n' "$path" >&3
+  request="GET $path HTTP/1.1\r\nHost: ADDRESS\r\nAuthorization: Bearer TOKEN\r\n\r\n"
+  printf '%b' "$request" >&3 2>/dev/null || { echo closed; exit; }
   IFS= read -r status <&3 || { echo closed; exit; }
   length=0
   while IFS= read -r line <&3; do

@@ -264,7 +264,11 @@ fn a_killed_supervisor_leaves_everything_standing_and_the_next_one_finds_it() {
     let cloud = Cloud::start(&name, false, &[]);
     let vm = Vm::find(&cloud, CONSUMER, "test-vm");
     assert_eq!(vm.sh("ls -i /root/mark").ok(), boot, "it is the same VM, not another of its name");
-    assert_eq!(vm.status(URL, &token), 200);
+    until("the next cloud to have taken over", || match vm.status(URL, &token) {
+        200 => Ok(()),
+        status @ (0 | 503) => Err(status.to_string()),
+        status => panic!("{status}"),
+    });
     are_there(&cloud, &acknowledged);
     for (name, _) in &acknowledged {
         cloud.compute("DELETE", &format!("projects/{CONSUMER}/global/networks/{name}"), json!({}));

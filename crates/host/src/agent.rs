@@ -164,6 +164,8 @@ enum Heard {
     Connected(UnixStream),
     /// From the connection of this number.
     Frame(u64, Box<ToHost>),
+    /// The connection of this number is over.
+    Ended(u64),
     Sandbox(sandboxes::Heard),
     Flows(Said),
     /// An operator's question, and where the answer goes.
@@ -259,6 +261,8 @@ impl<S: Sandboxes> Agent<S> {
             Heard::Frame(connection, frame) if connection == self.connection => self.obey(*frame),
             // What an earlier control still had to say is overtaken by everything its successor sends.
             Heard::Frame(..) => {}
+            Heard::Ended(connection) if connection == self.connection => self.lose_control(),
+            Heard::Ended(_) => {}
             Heard::Sandbox(sandboxes::Heard::Event(event)) => self.workload_event(event),
             Heard::Sandbox(sandboxes::Heard::Prepared { workload, incarnation, outcome }) => {
                 self.prepared(workload, incarnation, outcome);
@@ -278,38 +282,47 @@ impl<S: Sandboxes> Agent<S> {
     // ---- control ----
 
     fn meet(&mut self, stream: UnixStream) {
+        self.lose_control();
         self.connection += 1;
         self.sent.clear();
         let hello = FromHost::Hello { facts: self.facts.clone() };
         // A stream whose timeout cannot be set is one that has ended.
         self.control = stream.set_write_timeout(Some(TAKE_MAX)).is_ok().then_some(stream);
-        self.report(hello);
+        self.report(&hello);
         while self.control.is_some()
             && let Some(message) = self.waiting.next()
         {
-            self.report(message);
+            self.report_later(message);
         }
     }
 
-    fn report(&mut self, message: FromHost) {
-        if let Some(stream) = &self.control
-            && ipc::send(stream, &message, &[]).is_err()
-        {
-            self.control = None;
+    fn lose_control(&mut self) {
+        if self.control.take().is_some() {
+            self.waiting.broke(Instant::now());
         }
+    }
+
+    /// False when there is no control to hear it.
+    fn report(&mut self, message: &FromHost) -> bool {
+        let Some(stream) = &self.control else { return false };
+        let sent = ipc::send(stream, message, &[]).is_ok();
+        if !sent {
+            self.lose_control();
+        }
+        sent
     }
 
     /// Flow records wait for a control that is away, up to a limit.
     fn report_later(&mut self, message: FromHost) {
-        match self.control {
-            Some(_) => self.report(message),
-            None => self.waiting.keep(message),
+        match self.report(&message) {
+            true => self.waiting.sent(message, Instant::now()),
+            false => self.waiting.keep(message),
         }
     }
 
     fn observed(&mut self, cell: CellId, generation: Generation, outcome: Result<(), CellError>) {
         let fault = outcome.err().map(|error| chain(&error));
-        self.report(FromHost::Observed { cell, generation, fault });
+        self.report(&FromHost::Observed { cell, generation, fault });
     }
 
     fn obey(&mut self, frame: ToHost) {
@@ -511,6 +524,8 @@ fn accept(listener: &UnixListener, tell: &SyncSender<Heard>) {
                     return;
                 }
             }
+            // Nobody hears it only when the process ends.
+            drop(tell.send(Heard::Ended(connection)));
         });
     }
 }

@@ -12,7 +12,11 @@ use host::{
     net::{state, vpc},
     netlink::{conntrack, expr::Step},
 };
-use lab::{Lab, packet, plan, tcp, until};
+use lab::{
+    Lab, Vm, packet, plan,
+    tcp::{self, Server},
+    until,
+};
 use model::{
     id::{NetworkId, WorkloadId},
     planned::{
@@ -93,15 +97,21 @@ fn an_endpoint_may_have_the_vips_own_address_and_its_client_the_nat_address() {
     assert_eq!(tcp::ask(&mut stream, "same?").unwrap(), "same?");
 }
 
-#[test]
-fn two_consumers_with_one_address_and_one_port_are_told_apart() {
+/// A producer that serves, and a till with the same address at each of its two consumers.
+fn two_consumers() -> (Lab, Server, [Vm; 2]) {
     let mut lab = Lab::new();
     apply(&mut lab, BANK, &producer(&both()));
     apply(&mut lab, SHOP, &consumer("shop"));
     apply(&mut lab, CAFE, &consumer("cafe"));
-    let [shop, cafe] = [(SHOP, "shop-till"), (CAFE, "cafe-till")].map(|(n, name)| lab.vm(n, name, "10.0.0.2"));
-    let _server = lab.serve_vip(BANK, VIP);
-    let mut streams = [&shop, &cafe].map(|vm| vm.connect_from(40_000, ENDPOINT).unwrap());
+    let tills = [(SHOP, "shop-till"), (CAFE, "cafe-till")].map(|(n, name)| lab.vm(n, name, "10.0.0.2"));
+    let server = lab.serve_vip(BANK, VIP);
+    (lab, server, tills)
+}
+
+#[test]
+fn two_consumers_with_one_address_and_one_port_are_told_apart() {
+    let (_lab, _server, tills) = two_consumers();
+    let mut streams = tills.each_ref().map(|vm| vm.connect_from(40_000, ENDPOINT).unwrap());
     let seen = streams.each_mut().map(|s| tcp::greeting(s).unwrap().to_string());
     assert_eq!(seen, ["10.0.3.2:40000", "10.0.3.3:40000"]);
     for (stream, text) in streams.iter_mut().zip(["shop", "cafe"]) {
@@ -140,19 +150,14 @@ fn an_endpoint_that_the_producer_does_not_publish_reaches_nothing_although_its_l
 
 #[test]
 fn a_cut_endpoint_passes_no_further_byte_in_either_direction_and_others_live_on() {
-    let mut lab = Lab::new();
-    apply(&mut lab, BANK, &producer(&both()));
-    apply(&mut lab, SHOP, &consumer("shop"));
-    apply(&mut lab, CAFE, &consumer("cafe"));
-    let [shop, cafe] = [(SHOP, "shop-till"), (CAFE, "cafe-till")].map(|(n, name)| lab.vm(n, name, "10.0.0.2"));
-    let _server = lab.serve_vip(BANK, VIP);
-    let mut streams = [&shop, &cafe].map(|vm| vm.connect(ENDPOINT).unwrap());
+    let (mut lab, _server, tills) = two_consumers();
+    let mut streams = tills.each_ref().map(|vm| vm.connect(ENDPOINT).unwrap());
     streams.iter_mut().for_each(|s| assert!(tcp::greeting(s).is_ok()));
 
     let mut cut = producer(&both()[1..]);
     cut.cut = ["10.0.3.2".parse().unwrap()].into();
     apply(&mut lab, BANK, &cut);
-    let cable = lab.capture(&names::vpc_ns(NetworkId(SHOP)), &shop.port());
+    let cable = lab.capture(&names::vpc_ns(NetworkId(SHOP)), &tills[0].port());
     let edge = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::to_edge());
     streams[0].set_read_timeout(Some(lab::scene::SILENCE)).unwrap();
     streams[0].write_all(b"still there?").unwrap();

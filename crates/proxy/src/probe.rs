@@ -14,7 +14,7 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use model::{
-    limits::{PROBE_CONNECT_MAX, PROBE_RETRY_MAX, PROBE_RETRY_MIN},
+    limits::{PROBE_CONNECT_MAX, PROBE_RETRY_MAX, PROBE_RETRY_MIN, RUN_STARTUP_MAX},
     planned::edge::{EdgeInstance, ProbeOutcome},
     run::{Probe, ProbeCheck},
 };
@@ -47,6 +47,13 @@ pub async fn run(probe: &Probe, instance: &EdgeInstance) -> (ProbeOutcome, Optio
         }
     }
     (ProbeOutcome::Failed { attempts, why }, None)
+}
+
+/// How long a container may take at most until the probe succeeds; a second at least.
+pub fn longest(probe: &Probe) -> Duration {
+    let seconds = u64::from(probe.period_s.max(probe.timeout_s)) * u64::from(probe.failure_threshold.max(1));
+    let whole = Duration::from_secs(u64::from(probe.initial_delay_s) + seconds);
+    whole.clamp(Duration::from_secs(1), RUN_STARTUP_MAX)
 }
 
 async fn check(check: &ProbeCheck, instance: &EdgeInstance) -> Result<Family, String> {

@@ -12,7 +12,7 @@ use std::{
 
 use model::{
     id::WorkloadId,
-    limits::{RUN_QUEUE_MAX, RUN_STARTUP_MAX},
+    limits::RUN_QUEUE_MAX,
     planned::edge::{EdgeInstance, EdgeRevision, FromProxy, InstancePhase, ProbeOutcome},
     run::{Probe, RevisionKey},
 };
@@ -318,7 +318,8 @@ impl Revision {
     }
 
     /// The instance refuses connections: nothing more is sent to it until it takes one again. Being idle it would
-    /// otherwise be everyone's first choice.
+    /// otherwise be everyone's first choice. One that takes none for as long as its start may have taken has failed, and
+    /// control, which is told so, replaces it.
     pub fn lose(self: &Rc<Self>, instance: &Rc<Instance>) {
         self.say_broken(instance);
         if instance.lost.replace(true) {
@@ -326,9 +327,19 @@ impl Revision {
         }
         instance.ready.set(false);
         let (revision, again) = (Rc::downgrade(self), instance.clone());
+        let patience = probe::longest(&self.plan.borrow().probe);
         let task = tokio::task::spawn_local(async move {
             let address = again.address();
-            let Ok((_, family)) = timeout(RUN_STARTUP_MAX, probe::knock(&address, address.port)).await else { return };
+            let family = loop {
+                match timeout(patience, probe::knock(&address, address.port)).await {
+                    Ok((_, family)) => break family,
+                    Err(_) => {
+                        let Some(revision) = revision.upgrade() else { return };
+                        let why = format!("no connection was taken for {} s", patience.as_secs());
+                        revision.say_probed(&again, ProbeOutcome::Failed { attempts: 1, why });
+                    }
+                }
+            };
             again.family.set(Some(family));
             again.lost.set(false);
             again.ready.set(true);

@@ -460,4 +460,42 @@ mod tests {
         assert_eq!(quota_us(80), 8_000);
         assert_eq!(quota_us(1), 1_000);
     }
+
+    /// On the real kernel, in a place of its own. Where this machine has bound the controllers to version 1, groups of
+    /// version 2 hold processes and have nothing to limit; where it has not, the limits are read back, too.
+    #[test]
+    fn groups_of_the_unified_hierarchy_hold_processes_and_limits_and_a_sweep_ends_both() {
+        use std::os::unix::process::ExitStatusExt;
+        let mount = std::env::temp_dir().join(format!("tombolo-cgroup2-{}", std::process::id()));
+        fs::create_dir(&mount).unwrap();
+        rustix::mount::mount("none", &mount, "cgroup2", rustix::mount::MountFlags::empty(), None).unwrap();
+        let found = fs::read_to_string(mount.join("cgroup.controllers")).unwrap();
+        let controllers: Vec<_> =
+            Controller::ALL.into_iter().filter(|c| found.split_whitespace().any(|f| f == c.name())).collect();
+        let hierarchy = Hierarchy { version: Version::V2, mount: mount.clone(), controllers: controllers.clone() };
+        let cgroups = Cgroups { parent: format!("tombolo-v{}", std::process::id()), hierarchies: vec![hierarchy] };
+        let uid_base = model::limits::SANDBOX_UID_FIRST;
+        let group = cgroups.create(uid_base).unwrap();
+        let dir = mount.join(&cgroups.parent).join(uid_base.to_string());
+
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("cgroup.procs")).unwrap().trim(), child.id().to_string());
+        group.limit(&SandboxLimits { cpu_millis: 500, memory_bytes: 64 << 20, pids: 24 }).unwrap();
+        for controller in controllers {
+            let (file, limit) = match controller {
+                Controller::Cpu => ("cpu.max", "50000 100000"),
+                Controller::Memory => ("memory.max", "67108864"),
+                Controller::Pids => ("pids.max", "24"),
+            };
+            assert_eq!(fs::read_to_string(dir.join(file)).unwrap().trim(), limit);
+        }
+        cgroups.sweep(&HashSet::from([uid_base])).unwrap();
+        assert!(dir.exists(), "the living are left alone");
+        cgroups.sweep(&HashSet::new()).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        assert!(!mount.join(&cgroups.parent).exists(), "and the cloud's own group went with its last");
+        rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::empty()).unwrap();
+        fs::remove_dir(&mount).unwrap();
+    }
 }

@@ -70,6 +70,16 @@ impl Dirs {
         self.run.join("up.lock")
     }
 
+    /// Stands there while the cloud is ephemeral, so that whoever takes it down after a killed supervisor knows.
+    pub fn ephemeral(&self) -> PathBuf {
+        self.run.join("ephemeral")
+    }
+
+    /// Control's store, there once the cloud has kept anything.
+    pub fn store(&self) -> PathBuf {
+        self.control().join("store.redb")
+    }
+
     /// The operator's access token; readable by root alone.
     pub fn token(&self) -> PathBuf {
         self.control().join("admin-token")

@@ -65,9 +65,14 @@ pub fn down(args: &CloudArgs) -> Outcome {
     }
     // Also after a supervisor that was killed and left everything standing.
     if dirs.run.exists() {
-        up::take_down(&args.cloud, &dirs, false)?;
+        let keeps_nothing = dirs.ephemeral().exists();
+        up::take_down(&args.cloud, &dirs, keeps_nothing)?;
     }
-    println!("cloud {:?} is down; its state is in {}", args.cloud.as_str(), dirs.state.display());
+    let cloud = args.cloud.as_str();
+    match dirs.state.exists() {
+        true => println!("cloud {cloud:?} is down; its state is in {}", dirs.state.display()),
+        false => println!("cloud {cloud:?} is down and keeps no state"),
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -75,6 +75,7 @@ pub fn run(args: Args) -> Outcome {
     let dirs = Dirs::of(&args.cloud);
     dirs.create().map_err(|e| format!("cannot make {} and {}: {e}", dirs.run.display(), dirs.state.display()))?;
     let lock = lock(&dirs)?;
+    mark(&dirs, args.ephemeral)?;
     Users::claim(&dirs).map_err(|e| format!("cannot choose the users of the cloud's processes: {e}"))?;
     let (events, inbox) = mpsc::channel();
     crate::operator::on_stop_signal({
@@ -136,6 +137,24 @@ fn lock(dirs: &Dirs) -> Outcome<File> {
     file.set_len(0)?;
     writeln!(&file, "{}", std::process::id())?;
     Ok(file)
+}
+
+/// Says on the disk whether the cloud's state is to go with it. Kept state never is.
+fn mark(dirs: &Dirs, ephemeral: bool) -> Outcome<()> {
+    if ephemeral && dirs.store().exists() {
+        return Err(format!(
+            "the cloud has state in {}, which --ephemeral would remove when it goes down: start it without, or another one \
+             with --cloud",
+            dirs.state.display()
+        )
+        .into());
+    }
+    match ephemeral {
+        true => fs::write(dirs.ephemeral(), "")?,
+        false if dirs.ephemeral().exists() => fs::remove_file(dirs.ephemeral())?,
+        false => {}
+    }
+    Ok(())
 }
 
 fn watch_leash(events: mpsc::Sender<Event>) {

@@ -1,15 +1,23 @@
-//! Flow records that wait for a control that is away: the newest are kept, and what did not fit is told as gaps. Pure.
+//! Flow records that wait for a control that is away: the newest are kept, and what did not fit is told as gaps. So is
+//! what was sent right before control went, for nobody knows whether it was written down. Pure.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
 
 use model::{id::NetworkId, planned::host::FromHost, record::FlowGap, time::Timestamp};
 
 /// Messages kept.
 const KEPT_MAX: usize = 1_024;
+/// Control has written down what it was sent within this: it reads at once and flushes five times a second.
+const IN_FLIGHT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     kept: VecDeque<FromHost>,
+    /// What was sent, and when; the newest last.
+    sent: VecDeque<(Instant, FromHost)>,
     /// From when to when records of each network are missing; None stands for all networks.
     missing: BTreeMap<Option<NetworkId>, (Timestamp, Timestamp)>,
 }
@@ -22,6 +30,25 @@ impl Backlog {
             self.miss(lost);
         }
         self.kept.push_back(message);
+    }
+
+    /// It was sent, which does not say that it was heard.
+    pub(super) fn sent(&mut self, message: FromHost, now: Instant) {
+        while self.sent.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > IN_FLIGHT) {
+            self.sent.pop_front();
+        }
+        if self.sent.len() < KEPT_MAX {
+            self.sent.push_back((now, message));
+        }
+    }
+
+    /// Control has gone: what was on its way is missing.
+    pub(super) fn broke(&mut self, now: Instant) {
+        for (at, message) in std::mem::take(&mut self.sent) {
+            if now.saturating_duration_since(at) <= IN_FLIGHT {
+                self.miss(message);
+            }
+        }
     }
 
     fn miss(&mut self, lost: FromHost) {
@@ -84,5 +111,21 @@ mod tests {
             let want: Vec<_> = gap.into_iter().chain((too_many..count).map(flows)).collect();
             assert_eq!(told, want, "{too_many} too many");
         }
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_control_went_is_inside_the_gap_and_what_was_written_down_is_not() {
+        let mut backlog = Backlog::default();
+        let start = Instant::now();
+        for (at, seconds) in [(1, 0), (10, 4), (20, 5)] {
+            backlog.sent(flows(at), start + Duration::from_secs(seconds));
+        }
+        backlog.broke(start + Duration::from_secs(5));
+        backlog.keep(flows(30));
+        let told: Vec<_> = std::iter::from_fn(|| backlog.next()).collect();
+        let gap = FlowGap { network: Some(NetworkId(1)), from: Timestamp(10), to: Timestamp(21) };
+        assert_eq!(told, [FromHost::Gap(gap), flows(30)]);
+        backlog.broke(start + Duration::from_secs(5));
+        assert_eq!(backlog.next(), None, "it is told once");
     }
 }

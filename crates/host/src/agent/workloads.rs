@@ -68,7 +68,7 @@ impl<S: Sandboxes> Agent<S> {
             let last = workload.last.clone();
             let incarnation = workload.incarnation;
             if let Some(event) = last {
-                self.report(FromHost::Sandbox { workload: id, incarnation, event });
+                self.report(&FromHost::Sandbox { workload: id, incarnation, event });
             }
             return self.observed(cell, generation, Ok(()));
         }
@@ -162,7 +162,7 @@ impl<S: Sandboxes> Agent<S> {
         if let Err(error) = &outcome {
             let (incarnation, event) = (workload.incarnation, SandboxEvent::Failed { why: chain(error) });
             workload.last = Some(event.clone());
-            self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event });
+            self.report(&FromHost::Sandbox { workload: id.clone(), incarnation, event });
         }
         self.observed(CellId::Workload(id.clone()), generation, outcome);
         if let Some(next) = then {
@@ -179,7 +179,7 @@ impl<S: Sandboxes> Agent<S> {
 
     pub(super) fn workload_event(&mut self, event: Event) {
         let Event { workload: id, incarnation, event } = event;
-        self.report(FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
+        self.report(&FromHost::Sandbox { workload: id.clone(), incarnation, event: event.clone() });
         let Some(workload) = self.workloads.get_mut(&id).filter(|w| w.incarnation == incarnation) else { return };
         workload.last = Some(event.clone());
         match event {

@@ -10,7 +10,7 @@ use model::{
 };
 use tokio::sync::Notify;
 
-use crate::rig::{Client, Container, full, instance, patiently, public, revision, run, serve_at, shop_1};
+use crate::rig::{Client, Container, full, instance, nobody, patiently, public, revision, run, serve_at, shop_1};
 
 /// A container that holds every request until it is told to go on.
 struct Gate {
@@ -282,10 +282,7 @@ fn connections_to_an_instance_are_reused_and_a_stale_one_is_replaced_unseen() {
 #[test]
 fn an_instance_that_refuses_connections_costs_one_try_and_no_answer() {
     run(async |rig| {
-        let dead = {
-            let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
-            listener.local_addr().unwrap()
-        };
+        let dead = nobody();
         let alive = Container::hello().await;
         let listener = rig.shop(&[("a-dead", dead), ("b-alive", alive.address)]).await;
         let answer = Client::connect(listener).await.get("/").await;
@@ -299,10 +296,7 @@ fn an_instance_that_refuses_connections_costs_one_try_and_no_answer() {
 #[test]
 fn an_instance_that_comes_back_serves_who_waited_for_it() {
     run(async |rig| {
-        let address = {
-            let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
-            listener.local_addr().unwrap()
-        };
+        let address = nobody();
         let listener = rig.shop(&[("i-1", address)]).await;
         let waiting = tokio::task::spawn_local(async move { Client::connect(listener).await.get("/").await });
         rig.control.hears("Broken", |m| matches!(m, FromProxy::Broken { .. }).then_some(())).await;
@@ -312,6 +306,28 @@ fn an_instance_that_comes_back_serves_who_waited_for_it() {
         rig.control.mark().await;
         assert!(!waiting.is_finished());
         let _container = Container::at(&address.to_string()).await;
+        assert_eq!(waiting.await.unwrap().status, 200);
+    });
+}
+
+#[test]
+fn an_instance_that_takes_no_connection_for_as_long_as_its_start_may_last_has_failed() {
+    run(async |rig| {
+        let dead = nobody();
+        let mut plan = revision(&[("i-1", dead)]);
+        plan.probe = Probe { timeout_s: 1, period_s: 1, ..Probe::default_for(dead.port()) };
+        let listener = rig.shop_with(public(), plan).await;
+        let waiting = tokio::task::spawn_local(async move { Client::connect(listener).await.get("/").await });
+        let failed = |m: &FromProxy| match m {
+            FromProxy::Probed { instance, outcome: ProbeOutcome::Failed { why, .. }, .. } if instance.0 == "i-1" => {
+                Some(why.clone())
+            }
+            _ => None,
+        };
+        assert_eq!(rig.control.hears("Probed", failed).await, "no connection was taken for 1 s");
+        // Control puts another one in its place, which serves who waited.
+        let alive = Container::hello().await;
+        rig.control.set(EdgeItem::Revision(shop_1(), Box::new(revision(&[("i-2", alive.address)])))).await;
         assert_eq!(waiting.await.unwrap().status, 200);
     });
 }

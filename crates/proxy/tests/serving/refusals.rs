@@ -7,12 +7,12 @@ use identity::{
     token::{IdClaims, sign_id_token},
 };
 use model::{
-    planned::edge::{EdgeItem, Invokers, Route},
+    planned::edge::{EdgeItem, EdgeService, Invokers, Route},
     run::Ingress,
 };
 
 use crate::rig::{
-    Client, Container, LISTENER, full, listener, public, raw, raw_container, revision, run, serve_at, shop, shop_1,
+    Client, Container, LISTENER, Rig, full, listener, public, raw, raw_container, revision, run, serve_at, shop, shop_1,
 };
 
 const URL: &str = "https://shop-123.asia-northeast1.run.app";
@@ -159,7 +159,7 @@ fn routes_that_lead_nowhere_answer_404_and_stay_out_of_the_log() {
             changed.default = route;
             rig.control.set(EdgeItem::Listener(LISTENER, Box::new(changed))).await;
             rig.control
-                .set(EdgeItem::Service(shop(), Box::new(model::planned::edge::EdgeService { ingress, ..public() })))
+                .set(EdgeItem::Service(shop(), Box::new(EdgeService { ingress, ..public() })))
                 .await;
             rig.control.mark().await;
             rig.control.forget();
@@ -209,7 +209,7 @@ fn from_outside_only_ingress_all_is_reached_and_only_by_its_own_hosts() {
             ("shop-123.asia-northeast1.run.app", Ingress::InternalAndCloudLoadBalancing, 404),
             ("shop-123.asia-northeast1.run.app", Ingress::None, 404),
         ] {
-            let service = model::planned::edge::EdgeService { ingress, ..tagged.clone() };
+            let service = EdgeService { ingress, ..tagged.clone() };
             rig.control.set(EdgeItem::Service(shop(), Box::new(service))).await;
             rig.control.mark().await;
             let mut door = rig.outside().await;
@@ -230,18 +230,21 @@ fn from_outside_only_ingress_all_is_reached_and_only_by_its_own_hosts() {
     });
 }
 
+/// A service that one account may invoke, a client of it, and that account's authorization.
+async fn private_shop(rig: &Rig, container: &Container) -> (EdgeService, Client, String) {
+    let key = SigningKey::generate().unwrap();
+    let emails = ["till@consumer-1.iam.gserviceaccount.com".into()].into();
+    let service = EdgeService { invokers: Invokers { emails, ..Invokers::default() }, ..public() };
+    rig.control.set(EdgeItem::Keys(vec![key.public().clone()])).await;
+    let address = rig.shop_with(service.clone(), revision(&[("i-1", container.address)])).await;
+    (service, Client::connect(address).await, format!("Bearer {}", token(&key)))
+}
+
 #[test]
 fn a_private_service_answers_401_or_403_and_logs_why() {
     run(async |rig| {
         let container = Container::hello().await;
-        let key = SigningKey::generate().unwrap();
-        let mut service = public();
-        service.invokers =
-            Invokers { emails: ["till@consumer-1.iam.gserviceaccount.com".into()].into(), ..Invokers::default() };
-        rig.control.set(EdgeItem::Keys(vec![key.public().clone()])).await;
-        let address = rig.shop_with(service.clone(), revision(&[("i-1", container.address)])).await;
-        let mut client = Client::connect(address).await;
-        let genuine = format!("Bearer {}", token(&key));
+        let (_, mut client, genuine) = private_shop(&rig, &container).await;
 
         let answer = client.get("/a&b?secret").await;
         assert_eq!(answer.status, 403);
@@ -271,17 +274,10 @@ fn a_private_service_answers_401_or_403_and_logs_why() {
 fn a_revoked_role_holds_for_the_next_request_after_the_mark() {
     run(async |rig| {
         let container = Container::hello().await;
-        let key = SigningKey::generate().unwrap();
-        let mut service = public();
-        service.invokers =
-            Invokers { emails: ["till@consumer-1.iam.gserviceaccount.com".into()].into(), ..Invokers::default() };
-        rig.control.set(EdgeItem::Keys(vec![key.public().clone()])).await;
-        let address = rig.shop_with(service.clone(), revision(&[("i-1", container.address)])).await;
-        let mut client = Client::connect(address).await;
-        let genuine = format!("Bearer {}", token(&key));
+        let (service, mut client, genuine) = private_shop(&rig, &container).await;
         for _ in 0..3 {
             for (invokers, want) in [(service.invokers.clone(), 200), (Invokers::default(), 403)] {
-                let changed = model::planned::edge::EdgeService { invokers, ..service.clone() };
+                let changed = EdgeService { invokers, ..service.clone() };
                 rig.control.set(EdgeItem::Service(shop(), Box::new(changed))).await;
                 rig.control.mark().await;
                 assert_eq!(client.get_with("/", &[("authorization", &genuine)]).await.status, want);

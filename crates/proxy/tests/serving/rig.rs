@@ -265,6 +265,11 @@ pub fn revision(instances: &[(&str, SocketAddr)]) -> EdgeRevision {
     }
 }
 
+/// Where nobody listens.
+pub fn nobody() -> SocketAddr {
+    std::net::TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap()
+}
+
 pub fn instance(at: SocketAddr, phase: InstancePhase) -> EdgeInstance {
     EdgeInstance { v6: Ipv6Addr::LOCALHOST, v4: Ipv4Addr::LOCALHOST, port: at.port(), phase }
 }

@@ -81,11 +81,11 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
         let own = own.clone();
         move || Authority::open(&own)
     });
-    let first_start = args.ephemeral || !own.join("store.redb").exists();
+    let first_start = args.ephemeral || !dirs.store().exists();
     let first_key = first_start.then(|| std::thread::spawn(SigningKey::generate));
     let store: Arc<dyn Kv> = match args.ephemeral {
         true => Arc::new(Embedded::in_memory()),
-        false => Arc::new(Embedded::open(&own.join("store.redb"))?),
+        false => Arc::new(Embedded::open(&dirs.store())?),
     };
     let journal = match args.ephemeral {
         true => Journal::in_memory(Bounds::default()),
