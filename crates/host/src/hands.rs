@@ -256,14 +256,18 @@ impl Hands {
     }
 
     /// Opens the pinned namespace, or makes one. A pin may be left of a start that was interrupted, so whatever is set
-    /// up here is set up again.
+    /// up here is set up again, and cables that were laid are taken up.
     fn enter(&self, name: &str, new: &[(&str, &str)], adopted: &[(&str, &str)]) -> Result<Space, KernelError> {
-        let (netns, settings) = match self.pins.open(name)? {
-            Some(netns) => (netns, adopted),
-            None => (self.pins.create(name)?, new),
+        let Some(netns) = self.pins.open(name)? else {
+            let netns = self.pins.create(name)?;
+            netns.sysctls(new)?;
+            return Space::enter(netns);
         };
-        netns.sysctls(settings)?;
-        Space::enter(netns)
+        netns.sysctls(adopted)?;
+        let mut space = Space::enter(netns)?;
+        let laid: Vec<IfName> = space.links().by_name.keys().filter(|name| is_kept(name)).cloned().collect();
+        laid.iter().try_for_each(|name| space.raise(name))?;
+        Ok(space)
     }
 
     fn space_mut(&mut self, name: &str) -> &mut Space {
@@ -433,6 +437,11 @@ impl Hands {
             .map_err(|source| KernelError::Netlink { namespace: name, source })?;
         Ok(())
     }
+}
+
+/// Whether the interface is an end of a cable between namespaces of ours. Workloads' cables come and go with them.
+fn is_kept(name: &IfName) -> bool {
+    [names::OUTGOING_PREFIX, names::INCOMING_PREFIX, "edge0", "vpc0", "mux"].iter().any(|p| name.as_str().starts_with(p))
 }
 
 /// Consumer and producer of the link that this interface of `network`'s router is an end of.

@@ -7,8 +7,10 @@ use host::{
     hands::verify::Lies,
     names,
     net::{kernel::Space, vpc},
-    netlink::route::End,
-    netlink::route::Mac,
+    netlink::{
+        route::{self, End, Mac},
+        socket::{Family, Socket},
+    },
 };
 use lab::{Lab, plan};
 use model::{
@@ -111,4 +113,22 @@ fn a_namespace_that_is_gone_or_of_no_plan_is_told() {
     let found = differences(&mut lab);
     assert!(found.contains(&"edge-802: the namespace is missing".to_owned()), "{found:?}");
     assert!(found.contains(&"vpc-77: the namespace is in no plan".to_owned()), "{found:?}");
+}
+
+#[test]
+fn a_router_whose_host_process_died_while_it_was_made_is_finished_by_the_next() {
+    let mut lab = Lab::new();
+    let half = lab.hands().pins().create(&names::vpc_ns(CONSUMER)).unwrap();
+    half.run(|| {
+        let [mux, deaf] = names::mux().map(|name| End { name, mac: Mac([2, 0, 0, 0, 0, 9]), mtu: 1_500, index: None });
+        let mut socket = Socket::open(Family::Route).unwrap();
+        socket.request("lay a cable", route::new_cable(&mux, &deaf, None)).unwrap();
+    })
+    .unwrap();
+    lab.hands().apply_fabric(&FabricPlan::default()).unwrap();
+    for (network, plan) in plans() {
+        lab.hands().apply_vpc(network, &plan).unwrap();
+    }
+    lab.vm(CONSUMER.0, "vm", "10.1.0.2");
+    assert_eq!(differences(&mut lab), Vec::<String>::new());
 }

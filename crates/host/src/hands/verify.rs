@@ -15,7 +15,7 @@ use model::{
     },
 };
 
-use super::{FABRIC_SYSCTLS, Hands, ROUTER_SYSCTLS};
+use super::{FABRIC_SYSCTLS, Hands, ROUTER_SYSCTLS, is_kept};
 use crate::{
     names::{self, IfName},
     net::{
@@ -35,9 +35,6 @@ pub enum Lies<'a> {
     /// It may lie: its workload is about to go, or nobody has said yet how it should lie.
     Perhaps,
 }
-
-/// Interfaces with other names are not ours to judge: the kernel makes some by itself.
-const OURS: [&str; 6] = [names::PORT_PREFIX, names::OUTGOING_PREFIX, names::INCOMING_PREFIX, "edge0", "vpc0", "mux"];
 
 impl Hands {
     /// The differences, none when the kernel equals the plans; and how many namespaces were looked at.
@@ -123,7 +120,8 @@ impl View<'_> {
         wanted.extend(self.here().map(|(id, _)| names::port(id)));
         let found = &self.space.links().by_name;
         let perhaps: BTreeSet<IfName> = self.workloads.keys().map(names::port).collect();
-        let ours = |name: &&IfName| OURS.iter().any(|prefix| name.as_str().starts_with(prefix));
+        // Others are not ours to judge: the kernel makes some by itself.
+        let ours = |name: &&IfName| is_kept(name) || name.as_str().starts_with(names::PORT_PREFIX);
         let missing = wanted.iter().filter(|name| !found.contains_key(*name));
         let strange = found.keys().filter(ours).filter(|name| !wanted.contains(*name) && !perhaps.contains(*name));
         let missing = missing.map(|name| format!("interface {name} is missing"));
