@@ -214,7 +214,7 @@ impl Driver {
     }
 
     fn tick(&mut self) -> bool {
-        let now = self.control.now();
+        let now = self.control.steady();
         self.end_quarantines(now);
         if self.swept.elapsed() > SWEEP {
             self.swept = Instant::now();
@@ -226,13 +226,13 @@ impl Driver {
     }
 
     fn end_quarantines(&self, now: Timestamp) {
-        let over = |world: &World| world.quarantine.iter().any(|(_, q)| q.until <= now);
+        let over = |world: &World| world.quarantine.iter().any(|(_, q)| q.is_over(now));
         if !over(&self.control.read()) {
             return;
         }
         let freed = self.control.commit(|world, txn| {
             for ((network, address), q) in &world.quarantine {
-                if q.until <= now {
+                if q.is_over(now) {
                     txn.push(Change::NoQuarantine(*network, *address));
                 }
             }

@@ -42,6 +42,8 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// What one commit will do. A later change of the same key replaces an earlier one.
 pub struct Txn {
     pub now: Timestamp,
+    /// For rests and waits: see [`Control::steady`].
+    pub steady: Timestamp,
     /// How long a released NAT address rests.
     pub(crate) nat_rest: Duration,
     changes: Vec<Change>,
@@ -50,7 +52,7 @@ pub struct Txn {
 impl Txn {
     /// One that nobody will commit: to find out what a change would do.
     pub(crate) fn scratch(now: Timestamp) -> Txn {
-        Txn { now, nat_rest: PSC_NAT_QUARANTINE, changes: Vec::new() }
+        Txn { now, steady: now, nat_rest: PSC_NAT_QUARANTINE, changes: Vec::new() }
     }
 
     pub fn push(&mut self, change: Change) {
@@ -93,6 +95,7 @@ pub struct Draft<K> {
 pub struct Control {
     store: Arc<dyn Kv>,
     clock: Clock,
+    steady: Clock,
     nat_rest: Duration,
     world: RwLock<World>,
     /// Held over a whole commit, so that the world it was decided on is the one it changes.
@@ -121,6 +124,7 @@ impl Control {
         let (world, head) = load(&*store)?;
         Ok(Control {
             store,
+            steady: clock.clone(),
             clock,
             nat_rest: PSC_NAT_QUARANTINE,
             world: RwLock::new(world),
@@ -136,8 +140,18 @@ impl Control {
         Control { nat_rest, ..self }
     }
 
+    /// Rests and waits are measured by this clock instead of the one that tells the time.
+    pub fn with_steady(self, steady: Clock) -> Control {
+        Control { steady, ..self }
+    }
+
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+
+    /// The time for what is measured and not shown: it passes evenly, also when somebody sets the machine's clock.
+    pub fn steady(&self) -> Timestamp {
+        (self.steady)()
     }
 
     pub fn read(&self) -> RwLockReadGuard<'_, World> {
@@ -154,7 +168,8 @@ impl Control {
     pub fn commit<T>(&self, decide: impl Fn(&World, &mut Txn) -> Result<T, Fault>) -> Result<(T, u64), Fault> {
         let mut head = self.writer.lock().expect("a commit does not panic while it holds the writer's lock");
         for _ in 0..COMMIT_TRIES {
-            let mut txn = Txn { now: self.now(), nat_rest: self.nat_rest, changes: Vec::new() };
+            let (now, steady) = (self.now(), self.steady());
+            let mut txn = Txn { now, steady, nat_rest: self.nat_rest, changes: Vec::new() };
             let answer = decide(&self.read(), &mut txn)?;
             if txn.changes.is_empty() {
                 return Ok((answer, self.read().revision));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{EndpointId, NetworkId, ResourceId},
+    limits::PSC_NAT_QUARANTINE,
     name::{Link, ProjectId},
     time::Timestamp,
 };
@@ -97,4 +98,11 @@ pub struct Connection {
 pub struct Quarantined {
     pub address: Ipv4Addr,
     pub until: Timestamp,
+}
+
+impl Quarantined {
+    /// Also when its end is further away than any rest: it was written by a clock that has been set back since.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.until <= now || self.until > now.plus(PSC_NAT_QUARANTINE)
+    }
 }

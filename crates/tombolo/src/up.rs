@@ -45,10 +45,12 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 1_200, hide = true)]
     pub psc_idle: u32,
     /// How long a released NAT address of Private Service Connect rests
-    #[arg(long, value_name = "SECONDS", default_value_t = model::limits::PSC_NAT_QUARANTINE.as_secs(), hide = true)]
+    #[arg(long, value_name = "SECONDS", default_value_t = PSC_REST_S, hide = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=PSC_REST_S))]
     pub psc_rest: u64,
 }
 
+const PSC_REST_S: u64 = model::limits::PSC_NAT_QUARANTINE.as_secs();
 /// A role that dies is started again after this, doubled each time it dies young.
 const RESTART_FIRST: Duration = Duration::from_millis(5);
 const RESTART_MOST: Duration = Duration::from_secs(2);

@@ -35,6 +35,7 @@ pub struct Cloud {
     pub control: Arc<Control>,
     pub api: Compute,
     clock: Arc<AtomicI64>,
+    passed: Arc<AtomicI64>,
     token: String,
 }
 
@@ -44,7 +45,11 @@ impl Cloud {
         let hands = clock.clone();
         // Every look at the clock moves it, so that no two resources are of the same instant.
         let tell = Arc::new(move || Timestamp(hands.fetch_add(1, Ordering::Relaxed)));
-        let control = Arc::new(Control::open(Arc::new(store::Embedded::in_memory()), tell).unwrap());
+        let passed = Arc::new(AtomicI64::new(START));
+        let steady = passed.clone();
+        let steady = Arc::new(move || Timestamp(steady.load(Ordering::Relaxed)));
+        let control = Control::open(Arc::new(store::Embedded::in_memory()), tell).unwrap().with_steady(steady);
+        let control = Arc::new(control);
         projects::bootstrap(&control, None).unwrap();
         let admin = Caller { principal: Principal::User { email: ADMIN_DEFAULT.into() }, scopes: vec![] };
         for id in ["producer-1", "consumer-1", "consumer-2"] {
@@ -54,11 +59,17 @@ impl Cloud {
         }
         let mint = Arc::new(Mint::open(&control).unwrap());
         let token = mint.operator_token(ADMIN_DEFAULT, Timestamp(START)).unwrap();
-        Cloud { api: Compute { control: control.clone(), mint }, control, clock, token }
+        Cloud { api: Compute { control: control.clone(), mint }, control, clock, passed, token }
     }
 
     pub fn pass(&self, time: Duration) {
-        self.clock.fetch_add(i64::try_from(time.as_micros()).unwrap(), Ordering::Relaxed);
+        self.passed.fetch_add(i64::try_from(time.as_micros()).unwrap(), Ordering::Relaxed);
+        self.set_clock(time);
+    }
+
+    /// Somebody sets the machine's clock; no time passes.
+    pub fn set_clock(&self, ahead: Duration) {
+        self.clock.fetch_add(i64::try_from(ahead.as_micros()).unwrap(), Ordering::Relaxed);
     }
 
     pub fn now(&self) -> Timestamp {

@@ -133,7 +133,7 @@ impl Serving {
             Some((now, Holder::Vm(_))) if now == incarnation => {
                 if let SandboxEvent::Exited { .. } = event {
                     let death = self.deaths.entry(workload.clone()).or_default();
-                    death.again(incarnation, control.now());
+                    death.again(incarnation, control.steady());
                     self.raise_vms(control);
                 }
                 false
@@ -178,7 +178,7 @@ impl Serving {
 
     /// Starts again the VMs whose time has come.
     fn raise_vms(&mut self, control: &Control) {
-        let now = control.now();
+        let now = control.steady();
         for (workload, death) in &mut self.deaths {
             if let Some(incarnation) = death.due(now) {
                 vm_ended(control, workload, incarnation);
@@ -189,7 +189,7 @@ impl Serving {
 
     /// Feeds the fleet and does what it decides. What cannot be stored is decided again at the next tick.
     pub(super) fn fleet_says(&mut self, control: &Control, event: Event) -> bool {
-        let actions = self.fleet.on(event, &control.read(), control.now());
+        let actions = self.fleet.on(event, &control.read(), control.steady());
         for action in &actions {
             if let Err(fault) = act(control, action) {
                 eprintln!("control: cannot carry out {action:?}: {fault}");

@@ -236,7 +236,7 @@ pub fn connections<'w>(
 
 /// Keeps a released NAT address from its next tenant while replies to the last one may still be on their way.
 pub(crate) fn quarantine(network: NetworkId, address: Ipv4Addr, txn: &mut Txn) {
-    let until = txn.now.plus(txn.nat_rest);
+    let until = txn.steady.plus(txn.nat_rest);
     txn.push(Change::Quarantine(network, Quarantined { address, until }));
 }
 
@@ -263,7 +263,7 @@ impl<'a> Round<'a> {
             .collect();
         let Some(network) = before.first().map(|c| c.producer_network) else { return };
         lift_quarantine(network, world, txn);
-        let free = self.free_addresses(network, before.len(), world, txn.now);
+        let free = self.free_addresses(network, before.len(), world, txn.steady);
         let asked = before.iter().map(|c| c.connection.clone()).collect();
         let settled = psc::settle(&self.attachment.spec, self.reach, asked, free);
         for address in settled.released {
@@ -288,7 +288,7 @@ impl<'a> Round<'a> {
             .filter_map(|c| c.connection.nat)
             .collect();
         let quarantined =
-            |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| q.until > now);
+            |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| !q.is_over(now));
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|link| match self.resized {
             Some(resized) if resized.link == *link => Some(resized.spec.range),
             Some(_) | None => world.get::<vpc::Subnetwork>(link).map(|s| s.spec.range),
@@ -304,7 +304,7 @@ fn lift_quarantine(network: NetworkId, world: &World, txn: &mut Txn) {
     let is_new = |address: Ipv4Addr, txn: &Txn| {
         txn.changes().iter().any(|c| matches!(c, Change::Quarantine(n, q) if *n == network && q.address == address))
     };
-    for ((_, address), _) in all.filter(|(_, q)| q.until <= txn.now).collect::<Vec<_>>() {
+    for ((_, address), _) in all.filter(|(_, q)| q.is_over(txn.steady)).collect::<Vec<_>>() {
         if !is_new(*address, txn) {
             txn.push(Change::NoQuarantine(network, *address));
         }

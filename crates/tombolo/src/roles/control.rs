@@ -18,7 +18,7 @@ use api::{
 use control::{
     driver::{Driver, Serving},
     instances::Tuning,
-    ops::{Change, Control},
+    ops::{Change, Clock, Control},
     plan::Settings,
     projects,
     tokens::Mint,
@@ -93,7 +93,7 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     };
     let journal = Arc::new(journal);
     let nat_rest = Duration::from_secs(args.psc_rest);
-    let control = Arc::new(Control::open(store, Arc::new(now))?.with_nat_rest(nat_rest));
+    let control = Arc::new(Control::open(store, Arc::new(now))?.with_steady(steady()).with_nat_rest(nat_rest));
     projects::bootstrap(&control, None)?;
     add_builtin_images(&control)?;
     let first_key = || match first_key {
@@ -124,6 +124,16 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
 fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The time when this process started, and from then on whatever has passed; nobody can set that.
+fn steady() -> Clock {
+    let passed = || {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(boot).unwrap_or_default()
+    };
+    let (started, before) = (now(), passed());
+    Arc::new(move || started.plus(passed().saturating_sub(before)))
 }
 
 /// The images that come with the binary; the host role has put their layer in its place.
