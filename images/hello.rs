@@ -2,7 +2,7 @@
 //!
 //! - `/hello` serves a page on `$PORT`, as the well-known hello container does;
 //! - `/job` prints what a job is told and succeeds;
-//! - `/init` is pid 1 of a VM: it waits and reaps.
+//! - `/init` is pid 1 of a VM: it waits and reaps, and keeps a service running that it is told of.
 //!
 //! With `HELLO_TEST=1` the server has more paths, for tests of whoever runs it: see `test_page`.
 
@@ -236,14 +236,21 @@ fn test_page(request: &Request, writer: &mut TcpStream) -> io::Result<Option<Pag
 /// end, waits for that, and ends. Whoever sent the signal sends SIGKILL when that takes too long.
 mod init {
     use std::{
-        ffi::{c_int, c_long},
+        env,
+        ffi::{CString, c_char, c_int, c_long},
         ptr::{null, null_mut},
+        time::{Duration, Instant},
     };
 
     const SIG_BLOCK: c_int = 0;
+    const SIG_SETMASK: c_int = 2;
     const SIGTERM: c_int = 15;
     const SIGCHLD: c_int = 17;
     const WNOHANG: c_int = 1;
+    const F_SETFD: c_int = 2;
+    const FD_CLOEXEC: c_int = 1;
+    /// A service that ended is not started again before this has passed since its start.
+    const RESTART_MIN: Duration = Duration::from_secs(1);
 
     /// As large as the C library's.
     #[repr(C)]
@@ -261,16 +268,66 @@ mod init {
         fn sigtimedwait(set: *const SignalSet, details: *mut c_int, wait: *const Time) -> c_int;
         fn kill(pid: c_int, number: c_int) -> c_int;
         fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+        fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+        fn fork() -> c_int;
+        fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
+        fn _exit(code: c_int) -> !;
+        static environ: *const *const c_char;
+    }
+
+    /// What is kept running: a program by its descriptor, and its command line.
+    struct Service {
+        program: c_int,
+        argv: Vec<CString>,
+        pid: c_int,
+        started: Option<Instant>,
+    }
+
+    impl Service {
+        /// `init FD NAME ARGUMENTS…`; without these there is none.
+        fn told() -> Option<Service> {
+            let mut args = env::args().skip(1);
+            let program = args.next()?.parse().ok()?;
+            let argv = args.map(CString::new).collect::<Result<_, _>>().ok()?;
+            // SAFETY: takes numbers only. The service itself and whatever it starts need not hold its program.
+            unsafe { fcntl(program, F_SETFD, FD_CLOEXEC) };
+            Some(Service { program, argv, pid: 0, started: None })
+        }
+
+        /// Starts it when it does not run and may; answers how long to wait before it may.
+        fn keep(&mut self, before: &SignalSet) -> Option<Duration> {
+            if self.pid > 0 {
+                return None;
+            }
+            let rest = self.started.map_or(Duration::ZERO, |at| RESTART_MIN.saturating_sub(at.elapsed()));
+            if rest > Duration::ZERO {
+                return Some(rest);
+            }
+            let argv: Vec<*const c_char> = self.argv.iter().map(|arg| arg.as_ptr()).chain([null()]).collect();
+            self.started = Some(Instant::now());
+            // SAFETY: this process has one thread, so the child may do what it likes; all it is given outlives the call.
+            self.pid = unsafe { fork() };
+            if self.pid == 0 {
+                unsafe {
+                    sigprocmask(SIG_SETMASK, before, null_mut());
+                    fexecve(self.program, argv.as_ptr(), environ);
+                    _exit(127);
+                }
+            }
+            // Where no process could be made, later.
+            if self.pid < 0 { Some(RESTART_MIN) } else { None }
+        }
     }
 
     pub fn run() -> ! {
-        let mut signals = SignalSet([0; 16]);
+        let (mut signals, mut before) = (SignalSet([0; 16]), SignalSet([0; 16]));
+        let mut service = Service::told();
         // Blocked and waited for: a signal that comes at any moment is kept until the next wait.
-        // SAFETY: `signals` is a valid empty set.
+        // SAFETY: both are valid empty sets.
         unsafe {
             sigaddset(&raw mut signals, SIGTERM);
             sigaddset(&raw mut signals, SIGCHLD);
-            sigprocmask(SIG_BLOCK, &raw const signals, null_mut());
+            sigprocmask(SIG_BLOCK, &raw const signals, &raw mut before);
         }
         let mut ending = false;
         loop {
@@ -280,6 +337,9 @@ mod init {
                 if pid <= 0 {
                     break pid;
                 }
+                if let Some(service) = service.as_mut().filter(|service| service.pid == pid) {
+                    service.pid = 0;
+                }
             };
             // Minus one means that there are no children. Processes that others brought in are nobody's here, so
             // signal 0 asks whether anybody is left at all.
@@ -287,9 +347,13 @@ mod init {
             if ending && last < 0 && unsafe { kill(-1, 0) } < 0 {
                 std::process::exit(0);
             }
+            let rest = service.as_mut().filter(|_| !ending).and_then(|service| service.keep(&before));
             // While ending look again soon: the end of somebody else's child comes with no signal.
-            let soon = Time { seconds: 0, nanoseconds: 20_000_000 };
-            let wait = if ending { &raw const soon } else { null() };
+            let soon = match rest {
+                Some(rest) => Time { seconds: 0, nanoseconds: rest.subsec_nanos().max(1).into() },
+                None => Time { seconds: 0, nanoseconds: 20_000_000 },
+            };
+            let wait = if ending || rest.is_some() { &raw const soon } else { null() };
             // SAFETY: all that is pointed to outlives the call; no details of the signal are wanted.
             if unsafe { sigtimedwait(&raw const signals, null_mut(), wait) } == SIGTERM {
                 ending = true;

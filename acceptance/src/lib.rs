@@ -5,12 +5,13 @@
 
 pub mod journey;
 pub mod line;
+pub mod tunnel;
 pub mod wire;
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -210,8 +211,17 @@ impl Cloud {
 
     /// The real `gcloud`, unmodified, pointed at this cloud.
     pub fn gcloud(&self, args: &str) -> Said {
+        self.gcloud_with(&[], args)
+    }
+
+    /// The same with a home directory of its own: SSH keys and known hosts are kept there.
+    pub fn gcloud_at_home(&self, home: &Path, args: &str) -> Said {
+        self.gcloud_with(&[("HOME", home)], args)
+    }
+
+    fn gcloud_with(&self, env: &[(&str, &Path)], args: &str) -> Said {
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("gcloud {args}")]);
+        command.args(["-c", &format!("gcloud {args}")]).envs(env.iter().copied());
         command.env("CLOUDSDK_CORE_DISABLE_PROMPTS", "1").env_remove("NO_PROXY").env_remove("no_proxy");
         Said::of(&command.envs(self.env()).stdin(Stdio::null()).output().expect("sh starts"))
     }

@@ -40,6 +40,7 @@ pub fn bench(tools: &Tools) -> Outcome<Vec<Row>> {
         run_dir: tools.scratch.join("run"),
         state_dir: state_dir.clone(),
         shim_argv: vec![tools.tombolo.clone().into(), "shim".into()],
+        service: None,
     };
     let layers = sandbox::builtin::install(&state_dir)?[0].1.layers.clone();
     let mut crun = Crun::start(&tools.scratch.join("crun"), &program(&state_dir)?)?;

@@ -19,10 +19,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sandbox", &["ipc", "model"]),
     ("host", &["ipc", "model", "sandbox"]),
     ("guest", &["ipc", "model"]),
+    ("sshd", &["model"]),
     ("proxy", &["identity", "ipc", "model"]),
     ("control", &["identity", "ipc", "logs", "model", "store"]),
     ("api", &["control", "identity", "logs", "model"]),
-    ("tombolo", &["api", "control", "guest", "host", "identity", "ipc", "logs", "model", "proxy", "sandbox", "store"]),
+    ("tombolo", &["api", "control", "guest", "host", "identity", "ipc", "logs", "model", "proxy", "sandbox", "sshd", "store"]),
     ("lab", &["host", "ipc", "model", "sandbox"]),
     // Development only: they may use all.
     ("acceptance", EVERYTHING),
@@ -33,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Every product crate.
 const EVERYTHING: &[&str] = &[
-    "api", "control", "guest", "host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store",
+    "api", "control", "guest", "host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "sshd", "store",
     "tombolo",
 ];
 

@@ -44,6 +44,7 @@ use crate::{
     call::{BoxFuture, Call, CallHeaders, Parts, Router},
     error::{self, Dialect},
     host::{self, ApiHost, Place, Service},
+    relay::{early::Early, websocket},
     reply::{Format, Reply},
     stall::NoStall,
     tls::Authority,
@@ -59,10 +60,24 @@ pub trait Beyond: Send + Sync {
     fn carry(&self, first: Outside, client: Box<dyn Stream>) -> BoxFuture<'_, io::Result<()>>;
 }
 
+/// Where WebSockets to `tunnel.cloudproxy.app` go on.
+pub trait Tunnels: Send + Sync {
+    /// Decides about a handshake that is one by its form.
+    ///
+    /// # Errors
+    /// A credential that is none, a path or parameters that make no sense. Whether the caller may reach the VM, and
+    /// whether there is one, is said over the WebSocket.
+    fn open(&self, call: Call) -> Result<Carry, Fault>;
+}
+
+/// Serves an agreed WebSocket to its end.
+pub type Carry = Box<dyn FnOnce(Box<dyn Stream>) -> BoxFuture<'static, ()> + Send>;
+
 /// Everything the door needs, handed over by the composition root.
 pub struct Rooms {
     pub router: Router,
     pub beyond: Arc<dyn Beyond>,
+    pub tunnels: Arc<dyn Tunnels>,
     pub authority: Authority,
     /// Reads the wall clock.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
@@ -76,6 +91,7 @@ pub struct Door {
 struct Shared {
     router: Arc<Router>,
     beyond: Arc<dyn Beyond>,
+    tunnels: Arc<dyn Tunnels>,
     authority: Authority,
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     connections: Arc<Semaphore>,
@@ -92,10 +108,11 @@ impl Door {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the door listens on loopback only"));
         }
         let listener = TcpListener::bind(address).await?;
-        let Rooms { router, beyond, authority, now } = rooms;
+        let Rooms { router, beyond, tunnels, authority, now } = rooms;
         let shared = Arc::new(Shared {
             router: Arc::new(router),
             beyond,
+            tunnels,
             authority,
             now,
             connections: Arc::new(Semaphore::new(API_CONNECTIONS_MAX)),
@@ -153,13 +170,19 @@ struct Connection {
 /// What a `CONNECT` asked for, waiting for hyper to hand the stream over.
 type Tunnel = Arc<Mutex<Option<(String, OnUpgrade)>>>;
 
+/// The same for a WebSocket that was agreed on.
+type Socket = Arc<Mutex<Option<(Carry, OnUpgrade)>>>;
+
+/// The stream below TLS and HTTP.
+type Inner = tokio_rustls::server::TlsStream<TcpStream>;
+
 /// How requests arrive on a stream.
 #[derive(Clone)]
 enum Arrival {
     /// At the listener: `CONNECT`, absolute form and origin form.
     Open(Tunnel),
     /// Inside TLS for this host.
-    Inside(Arc<str>),
+    Inside(Arc<str>, Socket),
 }
 
 impl Connection {
@@ -191,8 +214,17 @@ impl Connection {
             let first = Outside { peer: self.peer, scheme: "https".into() };
             // Either side may hang up whenever it likes; there is nobody to tell.
             let _ = self.shared.beyond.carry(first, Box::new(stream)).await;
-        } else {
-            self.http(NoStall::new(stream), Arrival::Inside(host.into())).await;
+            return;
+        }
+        let socket = Socket::default();
+        self.http(NoStall::new(stream), Arrival::Inside(host.into(), socket.clone())).await;
+        let agreed = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((carry, upgrade)) = agreed
+            && let Ok(upgraded) = upgrade.await
+            && let Ok(parts) = upgraded.downcast::<TokioIo<NoStall<Inner>>>()
+        {
+            // A client may talk before it has read our 101. From here on it may also be slow: the relay has bounds.
+            carry(Box::new(Early::new(parts.read_buf, parts.io.into_inner().inner))).await;
         }
     }
 
@@ -216,8 +248,13 @@ impl Connection {
         if request.method() == Method::CONNECT {
             return match arrival {
                 Arrival::Open(tunnel) => self.connect(request, &tunnel),
-                Arrival::Inside(_) => refusal(StatusCode::METHOD_NOT_ALLOWED, "no CONNECT inside a tunnel"),
+                Arrival::Inside(..) => refusal(StatusCode::METHOD_NOT_ALLOWED, "no CONNECT inside a tunnel"),
             };
+        }
+        if let Arrival::Inside(host, socket) = &arrival
+            && host::place(host) == Some(Place::Tunnel)
+        {
+            return self.websocket(request, socket);
         }
         match self.destination(&request, &arrival) {
             Ok(host) => self.call(host, request).await,
@@ -231,7 +268,7 @@ impl Connection {
         let host = host::host_of(&authority);
         let served = match host::place(&host) {
             Some(Place::Api(api)) => self.shared.router.serves(api.service),
-            Some(Place::Www | Place::RunApp) => true,
+            Some(Place::Www | Place::RunApp | Place::Tunnel) => true,
             None => false,
         };
         if !served || request.uri().port_u16() != Some(443) {
@@ -243,6 +280,33 @@ impl Connection {
         Response::new(Full::default())
     }
 
+    /// Agrees to a WebSocket.
+    fn websocket(&self, mut request: Request<Incoming>, socket: &Socket) -> Response<Full<Bytes>> {
+        let Some(agreed) = websocket::handshake(request.method(), request.headers()) else {
+            return refusal(StatusCode::BAD_REQUEST, "no handshake of a WebSocket for the relay");
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (head, _) = request.into_parts();
+        let parts = Parts {
+            host: ApiHost::of(Service::Iap),
+            method: head.method,
+            headers: CallHeaders::read(&head.headers),
+            body: Bytes::new(),
+            peer: self.peer,
+            now: (self.shared.now)(),
+        };
+        match Call::new(parts, &head.uri).and_then(|call| self.shared.tunnels.open(call)) {
+            Ok(carry) => {
+                *socket.lock().unwrap_or_else(PoisonError::into_inner) = Some((carry, upgrade));
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                response.headers_mut().extend(agreed);
+                response
+            }
+            Err(fault) => response(error::render(Dialect::Plain, &fault), &Format::default()),
+        }
+    }
+
     /// The API a request is for, or the answer to a request that is for none.
     fn destination(
         &self,
@@ -252,7 +316,7 @@ impl Connection {
         let named = request.headers().get(header::HOST).and_then(|v| v.to_str().ok()).map(host::host_of);
         let path = request.uri().path();
         let (host, known) = match (arrival, request.uri().authority()) {
-            (Arrival::Inside(host), _) => {
+            (Arrival::Inside(host, _), _) => {
                 // One connection, one name: a request for another one was misled (RFC 9110, 15.5.20).
                 if named.is_some_and(|named| named != **host) {
                     return Err(Box::new(refusal(
@@ -269,6 +333,9 @@ impl Connection {
             (Some(Place::Api(api)), _) => Ok(api),
             (Some(Place::Www), _) => Ok(ApiHost::of(host::by_path(path).unwrap_or(Service::OAuth))),
             (Some(Place::RunApp), _) => Err(Box::new(to_https(&host, request.uri()))),
+            (Some(Place::Tunnel), _) => {
+                Err(Box::new(refusal(StatusCode::UPGRADE_REQUIRED, "tunnels are WebSockets over TLS")))
+            }
             (None, Known::ByName) => {
                 let text = format!("{host} is not a part of this cloud, and this proxy connects to nothing else");
                 Err(Box::new(refusal(StatusCode::FORBIDDEN, &text)))

@@ -7,6 +7,7 @@ pub mod certs;
 pub mod compute;
 pub mod crm;
 pub mod iam;
+pub mod iap;
 pub mod logging;
 pub mod oauth;
 pub mod policy;

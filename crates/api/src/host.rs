@@ -16,6 +16,8 @@ pub enum Service {
     OrgPolicy,
     Logging,
     Dns,
+    /// Opens tunnels to VMs; its clients know another host, see [`Place::Tunnel`].
+    Iap,
     /// `oauth2.googleapis.com`, and `www.googleapis.com/oauth2/`.
     OAuth,
     /// `accounts.google.com`: the page where a person says yes.
@@ -49,6 +51,7 @@ impl Service {
             Service::OrgPolicy => "orgpolicy.googleapis.com",
             Service::Logging => "logging.googleapis.com",
             Service::Dns => "dns.googleapis.com",
+            Service::Iap => "iap.googleapis.com",
             Service::OAuth => "oauth2.googleapis.com",
             Service::Accounts => "accounts.google.com",
         }
@@ -66,6 +69,7 @@ impl Service {
             Service::OrgPolicy => "Organization Policy API",
             Service::Logging => "Cloud Logging API",
             Service::Dns => "Cloud DNS API",
+            Service::Iap => "Cloud Identity-Aware Proxy API",
             Service::OAuth | Service::Accounts => "Google OAuth2 API",
         }
     }
@@ -92,6 +96,8 @@ pub enum Place {
     Www,
     /// A service's own name below `run.app`.
     RunApp,
+    /// `tunnel.cloudproxy.app`: WebSockets to VMs.
+    Tunnel,
 }
 
 /// The host of an authority, lower case, without port and final dot.
@@ -107,6 +113,9 @@ pub fn host_of(authority: &str) -> String {
 pub fn place(host: &str) -> Option<Place> {
     if host == "www.googleapis.com" {
         return Some(Place::Www);
+    }
+    if host == "tunnel.cloudproxy.app" {
+        return Some(Place::Tunnel);
     }
     if host.strip_suffix(".run.app").is_some_and(|name| !name.is_empty()) {
         return Some(Place::RunApp);
@@ -186,6 +195,9 @@ mod tests {
             ("us-central1-logging.googleapis.com", api(Service::Logging, Some("us-central1"))),
             ("www.googleapis.com", Some(Place::Www)),
             ("hello-123.asia-northeast1.run.app", Some(Place::RunApp)),
+            ("tunnel.cloudproxy.app", Some(Place::Tunnel)),
+            ("mtls.tunnel.cloudproxy.app", None),
+            ("cloudproxy.app", None),
             (".run.app", None),
             ("run.app", None),
             ("evilrun.app", None),

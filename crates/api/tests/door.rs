@@ -26,12 +26,17 @@ use tokio_rustls::{
 
 use api::{
     call::{Answer, Api, BoxFuture, Call, Router},
-    door::{Beyond, Door, Rooms, Stream},
+    door::{Beyond, Carry, Door, Rooms, Stream, Tunnels},
     host::Service,
     reply::Reply,
     tls::Authority,
 };
-use model::{limits, planned::edge::Outside, time::Timestamp};
+use model::{
+    fault::{Code, Fault},
+    limits,
+    planned::edge::Outside,
+    time::Timestamp,
+};
 
 /// Answers with what it was asked.
 struct Echo;
@@ -65,6 +70,20 @@ impl Beyond for Mirror {
     }
 }
 
+impl Tunnels for Mirror {
+    fn open(&self, call: Call) -> Result<Carry, Fault> {
+        if call.bearer() != Some("good") {
+            return Err(Fault::new(Code::Unauthenticated, "authError", "Invalid Credentials"));
+        }
+        Ok(Box::new(|stream| {
+            Box::pin(async move {
+                let (mut read, mut write) = tokio::io::split(stream);
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            })
+        }))
+    }
+}
+
 /// A door that is open as long as this value lives.
 struct Cloud {
     address: SocketAddr,
@@ -86,6 +105,7 @@ impl Cloud {
         let rooms = Rooms {
             router,
             beyond: Arc::new(Mirror),
+            tunnels: Arc::new(Mirror),
             authority: Authority::open(&dir).unwrap(),
             now: Box::new(|| Timestamp::parse_rfc3339(&now_rfc3339()).unwrap()),
         };
@@ -392,7 +412,13 @@ async fn the_door_opens_on_loopback_only() {
     std::fs::create_dir(&dir).unwrap();
     let authority = Authority::open(&dir).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
-    let rooms = Rooms { router: Router::new(), beyond: Arc::new(Mirror), authority, now: Box::new(|| Timestamp(0)) };
+    let rooms = Rooms {
+        router: Router::new(),
+        beyond: Arc::new(Mirror),
+        tunnels: Arc::new(Mirror),
+        authority,
+        now: Box::new(|| Timestamp(0)),
+    };
     assert!(Door::bind("0.0.0.0:0".parse().unwrap(), rooms).await.is_err());
 }
 

@@ -4,6 +4,7 @@
 //! file: what must survive it is in the kernel and with the shims. Start with [`serve`].
 
 mod backlog;
+mod tunnels;
 mod verify;
 mod workloads;
 
@@ -24,7 +25,7 @@ use model::{
     planned::{
         edge, guest,
         guest::Realm,
-        host::{CellId, CellPlan, FabricPlan, FromHost, SandboxEvent, ToHost, Verified, Vip, VpcPlan},
+        host::{CellId, CellPlan, Dial, FabricPlan, FromHost, SandboxEvent, ToHost, Verified, Vip, VpcPlan},
     },
 };
 
@@ -41,6 +42,8 @@ use crate::{
     sandboxes::{self, Launched, SandboxError, Sandboxes},
 };
 
+/// Where control asks for connections into VMs.
+pub const DIAL_SOCKET: &str = "host-dial.sock";
 /// What was heard and not yet looked at.
 const HEARD_MAX: usize = 1_024;
 /// A control that takes no frame for this long is treated as gone.
@@ -54,13 +57,15 @@ const TAKE_DOWN_MAX: Duration = Duration::from_secs(15);
 pub struct Config {
     /// The cloud's id.
     pub cloud: String,
-    /// `host.sock` is made in it; `proxy-sockets.sock` and `guest-sockets.sock` are looked for in it.
+    /// `host.sock` and `host-dial.sock` are made in it; `proxy-sockets.sock` and `guest-sockets.sock` are looked for in it.
     pub run_dir: PathBuf,
     /// Holds `layers/`.
     pub state_dir: PathBuf,
     /// How a shim is started: program and first arguments.
     pub shim_argv: Vec<OsString>,
-    /// Whom `host.sock` is for, beside root: control's own user.
+    /// What runs in every VM.
+    pub service: Option<sandbox::Service>,
+    /// Whom the two sockets are for, beside root: control's own user.
     pub control_uid: Option<u32>,
 }
 
@@ -71,6 +76,7 @@ impl Config {
             run_dir: self.run_dir.clone(),
             state_dir: self.state_dir.clone(),
             shim_argv: self.shim_argv.clone(),
+            service: self.service.clone(),
         }
     }
 }
@@ -119,6 +125,8 @@ pub fn serve(config: Config) -> Result<(), AgentError> {
     let sandboxes = Launched::new(config.launcher(), events).map_err(|source| AgentError::Sandboxes { source })?;
     let mut agent = Agent::start(&config.run_dir, sandboxes, sandbox_events)?;
     let path = config.run_dir.join("host.sock");
+    std::os::unix::fs::chown(&path, config.control_uid, None).map_err(|source| AgentError::Listen { path, source })?;
+    let path = config.run_dir.join(DIAL_SOCKET);
     std::os::unix::fs::chown(&path, config.control_uid, None).map_err(|source| AgentError::Listen { path, source })?;
     agent.run();
     Ok(())
@@ -170,6 +178,7 @@ enum Heard {
     Flows(Said),
     /// An operator's question, and where the answer goes.
     Verify(SyncSender<Verified>),
+    Dial(UnixStream, Dial),
 }
 
 pub struct Agent<S> {
@@ -216,6 +225,10 @@ impl<S: Sandboxes> Agent<S> {
         let listener = listen(&path).map_err(|source| AgentError::Listen { path, source })?;
         let door = tell.clone();
         thread::spawn(move || accept(&listener, &door));
+        let path = run_dir.join(DIAL_SOCKET);
+        let listener = listen(&path).map_err(|source| AgentError::Listen { path, source })?;
+        let door = tell.clone();
+        thread::spawn(move || tunnels::accept(&listener, &door));
         forward(events, tell.clone(), Heard::Sandbox);
         forward(said, tell.clone(), Heard::Flows);
         verify::open(run_dir, tell).map_err(|source| AgentError::Listen { path: run_dir.to_owned(), source })?;
@@ -270,6 +283,7 @@ impl<S: Sandboxes> Agent<S> {
             Heard::Sandbox(sandboxes::Heard::Launched { workload, incarnation, outcome }) => {
                 self.launched(workload, incarnation, outcome);
             }
+            Heard::Dial(stream, dial) => self.dial(&stream, &dial),
             Heard::Flows(said) => self.report_later(match said {
                 Said::Flows(records) => FromHost::Flows(records),
                 Said::Gap(gap) => FromHost::Gap(gap),

@@ -10,10 +10,12 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::OwnedFd,
     path::Path,
+    time::Duration,
 };
 
 use model::{
     id::{NetworkId, WorkloadId},
+    limits,
     planned::{
         guest::Realm,
         host::{Attach, FabricPlan, VpcPlan},
@@ -27,7 +29,7 @@ use crate::{
         cable::{self, Cable},
         fabric,
         kernel::{KernelError, Space},
-        rules::METADATA,
+        rules::{METADATA, RELAY},
         vpc::{self, INCOMING_INDEX_BASE},
     },
     netlink::{
@@ -40,6 +42,9 @@ use crate::{
 
 /// Connections that may wait to be accepted at a listening socket.
 const BACKLOG: i32 = 4_096;
+
+/// A silent connection of a tunnel is asked after this whether it lives, and again until it is given up.
+const RELAY_ASKS_AFTER: Duration = Duration::from_secs(60);
 
 /// Settings of a VPC's router, made before it has links: nothing passes until its rules hold.
 const ROUTER_SYSCTLS: &[(&str, &str)] = &[
@@ -154,7 +159,8 @@ impl Hands {
 
     /// Takes down every VPC that is in no plan. The fabric stays: the proxy lives in it.
     pub fn retain(&mut self) -> Result<(), KernelError> {
-        let wanted: BTreeSet<String> = self.vpcs.keys().flat_map(|n| [names::vpc_ns(*n), names::edge_ns(*n)]).collect();
+        let spaces = |n: &NetworkId| [names::vpc_ns(*n), names::edge_ns(*n), names::relay_ns(*n)];
+        let wanted: BTreeSet<String> = self.vpcs.keys().flat_map(spaces).collect();
         for name in self.pins.names()? {
             match names::network_of(&name) {
                 _ if name == names::FABRIC_NS || wanted.contains(&name) => {}
@@ -200,6 +206,12 @@ impl Hands {
     pub fn listen(&mut self, network: NetworkId, at: SocketAddrV4) -> Result<io::Result<OwnedFd>, KernelError> {
         let space = self.space_mut(&names::edge_ns(network));
         Ok(space.netns().run(|| tcp_listener(at))?)
+    }
+
+    /// A TCP socket that is being connected to an address in the network, from the addresses of the Identity-Aware
+    /// Proxy. Its packets cross the router and its firewall like any other ingress.
+    pub fn dial(&mut self, network: NetworkId, to: SocketAddrV4) -> Result<io::Result<OwnedFd>, KernelError> {
+        Ok(self.relay(network)?.netns().run(|| begin_connection(RELAY, to))?)
     }
 
     /// What the metadata server needs in a realm: TCP port 80, UDP port 53, TCP port 53.
@@ -300,6 +312,28 @@ impl Hands {
         Ok(())
     }
 
+    /// Made when the first tunnel into a VPC is opened: most VPCs never have one.
+    fn relay(&mut self, network: NetworkId) -> Result<&mut Space, KernelError> {
+        let name = names::relay_ns(network);
+        if !self.spaces.contains_key(&name) {
+            let mtu = self.vpcs.get(&network).map_or(limits::VPC_MTU_DEFAULT, |plan| plan.mtu);
+            let mut relay = self.enter(&name, &[], &[])?;
+            relay.raise(&names::loopback())?;
+            let router = self.router(network)?;
+            if relay.links().index(&names::to_vpc()).is_none() {
+                router.cut(&names::to_relay())?;
+                let end = |name, mac| End { name, mac, mtu: u32::from(mtu), index: None };
+                let here = end(names::to_relay(), cable::ROUTER_MAC);
+                router.lay(&here, &end(names::to_vpc(), cable::RELAY_MAC), Some(&mut relay))?;
+            }
+            let (routes, neighbours) = vpc::to_relay();
+            router.requests(route_requests(router, &routes, &neighbours))?;
+            relay.converge(&vpc::relay())?;
+            self.spaces.insert(name.clone(), relay);
+        }
+        Ok(self.space_mut(&name))
+    }
+
     fn drop_edge(&mut self, network: NetworkId) -> Result<(), KernelError> {
         self.space_mut(&names::vpc_ns(network)).cut(&names::to_edge())?;
         self.delete_space(&names::edge_ns(network))
@@ -315,6 +349,7 @@ impl Hands {
             }
         }
         self.delete_space(&names::edge_ns(network))?;
+        self.delete_space(&names::relay_ns(network))?;
         self.delete_space(&names::vpc_ns(network))
     }
 
@@ -474,6 +509,21 @@ fn tcp_listener(at: SocketAddrV4) -> io::Result<OwnedFd> {
     rustix::net::bind(&socket, &at)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+/// Does not wait for the other side. One that vanishes without a word is noticed by asking.
+fn begin_connection(from: Ipv4Addr, to: SocketAddrV4) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    let _ = sockopt::set_tcp_congestion(&socket, "cubic");
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, RELAY_ASKS_AFTER)?;
+    sockopt::set_tcp_keepintvl(&socket, RELAY_ASKS_AFTER)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(from, 0))?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn udp_socket(at: SocketAddrV4) -> io::Result<OwnedFd> {

@@ -67,6 +67,11 @@ pub fn edge_ns(network: NetworkId) -> String {
     format!("edge-{network}")
 }
 
+/// The namespace out of which tunnels of the Identity-Aware Proxy reach the VMs of a VPC.
+pub fn relay_ns(network: NetworkId) -> String {
+    format!("iap-{network}")
+}
+
 /// The namespace between proxy and containers.
 pub const FABRIC_NS: &str = "fabric";
 
@@ -121,7 +126,12 @@ pub fn to_edge() -> IfName {
     IfName::ours("edge0".to_owned())
 }
 
-/// In the proxy's namespace: towards the router.
+/// In a router: towards the relay's namespace.
+pub fn to_relay() -> IfName {
+    IfName::ours("iap0".to_owned())
+}
+
+/// In the proxy's namespace and in the relay's: towards the router.
 pub fn to_vpc() -> IfName {
     IfName::ours("vpc0".to_owned())
 }
@@ -161,7 +171,8 @@ mod tests {
     fn every_name_fits_into_an_interface_name() {
         let widest = NetworkId(u64::MAX);
         let long = WorkloadId("a".repeat(32));
-        for name in [port(&long), outgoing(widest), incoming(widest), to_edge(), to_vpc(), mux()[0].clone()] {
+        for name in [port(&long), outgoing(widest), incoming(widest), to_edge(), to_relay(), to_vpc(), mux()[0].clone()]
+        {
             assert!(name.as_str().len() <= IFNAME_BYTES_MAX, "{name}");
         }
         assert_eq!(incoming(widest).as_str(), "i-3w5e11264sgsf");

@@ -211,6 +211,53 @@ pub const DNS_IDLE_MAX: Duration = Duration::from_secs(10);
 pub const DNS_TTL_METADATA_S: u32 = 3_600;
 pub const DNS_TTL_NAME_S: u32 = 5;
 
+// ---- Identity-Aware Proxy ----
+
+/// Payload of one DATA frame of a tunnel, in bytes. Source: relay.tunnel.cloudproxy.app v4, 16384.
+pub const IAP_DATA_BYTES_MAX: usize = 16_384;
+/// Largest WebSocket message that is read: a whole DATA frame, and something behind it that is discarded.
+pub const IAP_MESSAGE_BYTES_MAX: usize = 2 * IAP_DATA_BYTES_MAX;
+/// Bytes from the VM that a tunnel keeps until the client says that it has them. Clients say so every 32 KiB.
+pub const IAP_UNACKED_BYTES_MAX: usize = 256 << 10;
+/// Bytes from the client that wait for the VM; while there are more, the client is not read.
+pub const IAP_INBOX_BYTES_MAX: usize = 64 << 10;
+/// Tunnels of one cloud, cut ones included. A new one takes the place of the one that was cut first, if any was.
+pub const IAP_SESSIONS_MAX: usize = 256;
+/// A VM that does not answer a connect within this is not there, or its firewall is shut.
+pub const IAP_CONNECT_MAX: Duration = Duration::from_secs(5);
+/// A tunnel whose client was cut off waits this long for it. Source: gcloud tries for 15 minutes.
+pub const IAP_CUT_KEEP: Duration = Duration::from_secs(900);
+/// A tunnel through which nothing passes for this long ends. Source: IAP, "1 hour of inactivity".
+pub const IAP_IDLE_MAX: Duration = Duration::from_secs(3_600);
+/// What is still on its way when one side has ended must be taken within this.
+pub const IAP_FLUSH_MAX: Duration = Duration::from_secs(10);
+
+// ---- SSH into VMs ----
+
+/// Connections to a VM's SSH server; more wait to be accepted.
+pub const SSH_CONNECTIONS_MAX: usize = 64;
+/// Channels of one connection, and processes and forwarded connections behind them.
+pub const SSH_CHANNELS_MAX: usize = 32;
+/// From connecting to being logged in. Source: OpenSSH, `LoginGraceTime`.
+pub const SSH_LOGIN_MAX: Duration = Duration::from_secs(120);
+/// Keys that one connection may try. Source: OpenSSH, `MaxAuthTries`.
+pub const SSH_AUTH_TRIES_MAX: usize = 6;
+/// A connection that says nothing for this long ends.
+pub const SSH_IDLE_MAX: Duration = Duration::from_secs(86_400);
+/// Messages of a client that wait for its process, per channel, of at most 32 KiB each.
+pub const SSH_CHANNEL_MESSAGES_MAX: usize = 512;
+/// Variables that a client may set, per channel, and bytes of each.
+pub const SSH_ENV_MAX: usize = 32;
+pub const SSH_ENV_BYTES_MAX: usize = 1_024;
+/// The metadata server must answer a login within this, and with so many bytes at most: all attributes as JSON.
+pub const SSH_METADATA_WAIT_MAX: Duration = Duration::from_secs(5);
+pub const SSH_METADATA_BYTES_MAX: u64 = 4 << 20;
+/// Bytes of one SFTP packet, and files that one client may have open. Source: OpenSSH, `SFTP_MAX_MSG_LENGTH`, 256 KiB.
+pub const SFTP_PACKET_BYTES_MAX: usize = 256 << 10;
+pub const SFTP_HANDLES_MAX: usize = 128;
+/// A forwarded connection that does not come about within this has failed.
+pub const SSH_FORWARD_CONNECT_MAX: Duration = Duration::from_secs(10);
+
 // ---- logs ----
 
 /// Characters of a log filter. Source: Logging, 20 000.

@@ -7,9 +7,9 @@
 use std::{
     ffi::CString,
     fs, io,
-    io::Read,
+    io::{Read, Write},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::PermissionsExt, net::UnixStream},
     },
     path::Path,
@@ -73,7 +73,7 @@ pub(crate) fn pid_one(shim: &UnixStream, filter: &Filter) -> i32 {
 }
 
 fn try_pid_one(link: &mut ipc::Receiver, filter: &Filter) -> Result<std::convert::Infallible, Fault> {
-    let (mut trees, mut programs) = (Vec::new(), Vec::new());
+    let (mut trees, mut programs, mut service) = (Vec::new(), Vec::new(), None);
     loop {
         let Some((message, fds)) = link.recv::<Inward>().doing("hear from the shim")? else {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).doing("hear from the shim");
@@ -85,7 +85,8 @@ fn try_pid_one(link: &mut ipc::Receiver, filter: &Filter) -> Result<std::convert
             }
             Inward::Tree { at } => trees.extend(fds.into_iter().map(|fd| (fd, at.clone()))),
             Inward::Program { at } => programs.extend(fds.into_iter().map(|fd| (fd, at.clone()))),
-            Inward::Launch(assembly) => {
+            Inward::Service => service = fds.into_iter().next(),
+            Inward::Launch(mut assembly) => {
                 rustix::system::sethostname(assembly.hostname.as_bytes()).doing("set the host name")?;
                 build_root(&assembly, trees)?;
                 programs.into_iter().try_for_each(|(fd, at)| copy_program(fd, &at))?;
@@ -94,7 +95,11 @@ fn try_pid_one(link: &mut ipc::Receiver, filter: &Filter) -> Result<std::convert
                     .doing("take the output pipes")?;
                 let null = open_null()?;
                 fs::create_dir_all(&assembly.command.cwd).doing(format!("make {}", assembly.command.cwd))?;
-                return run(&assembly.command, [null.as_fd(), stdout.as_fd(), stderr.as_fd()], false, filter);
+                let streams = [null.as_fd(), stdout.as_fd(), stderr.as_fd()];
+                if let Some(service) = &service {
+                    assembly.command.argv.insert(1, service.as_raw_fd().to_string());
+                }
+                return run(&assembly.command, streams, false, service.as_ref().map(AsFd::as_fd), filter);
             }
         }
     }
@@ -125,12 +130,12 @@ fn try_newcomer(
         let (master, slave) = open_terminal()?;
         ipc::send(shim, &Outward::Terminal, &[master.as_fd()]).doing("hand out the terminal")?;
         drop(master);
-        return run(&command, [slave.as_fd(), slave.as_fd(), slave.as_fd()], true, filter);
+        return run(&command, [slave.as_fd(), slave.as_fd(), slave.as_fd()], true, None, filter);
     }
     let [stdin, stdout, stderr] = <[OwnedFd; 3]>::try_from(streams)
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
         .doing("take three standard streams")?;
-    run(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()], false, filter)
+    run(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()], false, None, filter)
 }
 
 fn report(shim: &UnixStream, fault: &Fault) {
@@ -254,7 +259,19 @@ fn build_root(assembly: &Assembly, trees: Vec<(OwnedFd, String)>) -> Result<(), 
         fs::remove_file(path).ok();
         fs::write(path, text).doing(format!("write {path}"))?;
     }
-    Ok(())
+    match &assembly.seed {
+        Some((path, seed)) => write_secret(path, seed),
+        None => Ok(()),
+    }
+}
+
+fn write_secret(path: &str, bytes: &[u8]) -> Result<(), Fault> {
+    if let Some(parent) = Path::new(path).parent() {
+        fs::create_dir_all(parent).doing(format!("make {}", parent.display()))?;
+    }
+    let mut file = fs::File::create(path).doing(format!("make {path}"))?;
+    file.set_permissions(fs::Permissions::from_mode(0o600)).doing(format!("close {path} to others"))?;
+    file.write_all(bytes).doing(format!("write {path}"))
 }
 
 fn copy_program(from: OwnedFd, at: &str) -> Result<(), Fault> {
@@ -295,11 +312,12 @@ fn overlay_root(layers: &[(OwnedFd, String)], count: usize) -> Result<(), Fault>
     rustix::process::chdir("/").doing("enter the root")
 }
 
-/// The last steps: streams, user, directory, fewer rights, exec.
+/// The last steps: streams, user, directory, fewer rights, exec. `kept` stays open.
 fn run(
     command: &Command,
     streams: [BorrowedFd<'_>; 3],
     terminal: bool,
+    kept: Option<BorrowedFd<'_>>,
     filter: &Filter,
 ) -> Result<std::convert::Infallible, Fault> {
     let user = resolve(&command.user, &read_table("/etc/passwd"), &read_table("/etc/group"))
@@ -319,6 +337,9 @@ fn run(
     let argv = command.argv.iter().map(|a| c_string(a)).collect::<Result<Vec<_>, _>>()?;
     sys::new_session_keyring();
     sys::close_from(3, true).doing("close descriptors")?;
+    if let Some(kept) = kept {
+        sys::become_stream(kept, kept.as_raw_fd()).doing("hand on the service's program")?;
+    }
     sys::reset_signals();
     drop_rights(&user, filter).doing("drop rights")?;
     // Becoming another user clears it, so it comes afterwards.

@@ -29,7 +29,7 @@ use crate::{
     Error, builtin,
     cgroup::Cgroups,
     events::{Watch, Watcher},
-    wire::{Answer, Birth, Epitaph, ExecRequest, Request, Status},
+    wire::{Answer, Birth, Epitaph, ExecRequest, Request, Service, Status},
 };
 
 /// Where sandboxes live and how a shim is started.
@@ -44,6 +44,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Program and first arguments that end in [`crate::shim_main`], for example `[tombolo, shim]`.
     pub shim_argv: Vec<OsString>,
+    /// What every VM's init keeps running, beside whatever else runs there.
+    pub service: Option<Service>,
 }
 
 /// A shim that does not answer for this long is broken; whoever asked goes on without it. Longer than anything it does.
@@ -110,6 +112,7 @@ impl Launcher {
             run_dir: self.config.run_dir.clone(),
             state_dir: self.config.state_dir.clone(),
             init: builtin::init(&self.config.state_dir),
+            service: self.config.service.clone(),
             uid_base,
         };
         link.send(&birth, &[])?;

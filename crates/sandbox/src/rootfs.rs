@@ -103,7 +103,7 @@ pub(crate) fn assemble(
             Command { argv: argv.clone(), env: env.clone(), cwd: cwd.clone(), user: user.clone() }
         }
     };
-    Ok((trees, Assembly { hostname: plan.hostname.clone(), root, dirs, links, files, command }))
+    Ok((trees, Assembly { hostname: plan.hostname.clone(), root, dirs, links, files, seed: None, command }))
 }
 
 /// The directory name of a layer: the hexadecimal part of its digest.

@@ -17,7 +17,7 @@ use std::{
             process::ExitStatusExt,
         },
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -40,6 +40,7 @@ use crate::{
     output::Output,
     privilege::Filter,
     rootfs::{self, Found, Tree, assemble},
+    seed,
     sys::{self, Attributes},
     wire::{Answer, Birth, Epitaph, Inward, Outward},
 };
@@ -389,12 +390,20 @@ impl Shim {
             ));
         }
         let layers = self.birth.state_dir.join("layers");
-        let (trees, assembly) = assemble(&plan, &layers, look_at_host).map_err(|e| e.to_string())?;
+        let (trees, mut assembly) = assemble(&plan, &layers, look_at_host).map_err(|e| e.to_string())?;
         self.group.limit(&plan.limits).map_err(|e| format!("cannot set the limits: {e}"))?;
         if matches!(plan.process, Process::Init) {
             let program = fs::File::open(&self.birth.init).map_err(|e| format!("cannot open a VM's init: {e}"))?;
             let message = Inward::Program { at: rootfs::INIT.into() };
             self.sandbox.tell(&message, &[program.as_fd()]).map_err(|e| e.to_string())?;
+            if let Some(service) = &self.birth.service {
+                let program = take_program(&service.program);
+                let program = program.map_err(|e| format!("cannot take {}: {e}", service.program.display()))?;
+                self.sandbox.tell(&Inward::Service, &[program.as_fd()]).map_err(|e| e.to_string())?;
+                let seed = seed::of(&self.birth.state_dir, &id).map_err(|e| format!("cannot make a VM's seed: {e}"))?;
+                assembly.seed = Some((service.seed.clone(), seed));
+                assembly.command.argv.extend(service.argv.iter().cloned());
+            }
         }
         for tree in &trees {
             let fd = self.take_tree(tree).map_err(|e| format!("cannot take {}: {e}", tree.from.display()))?;
@@ -447,6 +456,13 @@ impl Shim {
         sys::mount_attributes(fd.as_fd(), attributes)?;
         Ok(fd)
     }
+}
+
+/// A file as a mount of its own that is attached nowhere: whoever executes it learns no path of the host's.
+fn take_program(path: &Path) -> io::Result<OwnedFd> {
+    let fd = open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    sys::mount_attributes(fd.as_fd(), Attributes::ReadOnly)?;
+    Ok(fd)
 }
 
 /// Copies at most `rounds` buffers; true at the end of the pipe.

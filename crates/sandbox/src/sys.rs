@@ -218,7 +218,8 @@ pub(crate) fn reap() -> Option<(i32, ExitStatus)> {
     (pid > 0).then(|| (pid, ExitStatus::from_raw(status)))
 }
 
-/// Duplicates `fd` to one of the numbers 0, 1, 2 of a process that is about to execute something else.
+/// Duplicates `fd` to one of the numbers 0, 1, 2 of a process that is about to execute something else; to its own number,
+/// it is kept open over that.
 pub(crate) fn become_stream(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
     // SAFETY: whatever the number stood for before is not used again by this process. dup2 to itself keeps
     // close-on-exec, so clear it by hand.

@@ -18,7 +18,21 @@ pub(crate) struct Birth {
     pub(crate) state_dir: PathBuf,
     /// The program of a VM's pid 1.
     pub(crate) init: PathBuf,
+    /// What a VM's init keeps running.
+    pub(crate) service: Option<Service>,
     pub(crate) uid_base: u32,
+}
+
+/// A program of the host's that runs in every VM, as its root: its SSH server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Executed without being seen in the VM's file tree.
+    pub program: PathBuf,
+    /// Its command line, the program's own name first.
+    pub argv: Vec<String>,
+    /// A file of 32 bytes that only root of the VM may read. They are a VM's own and the same at every start of it:
+    /// made from the VM's id and a secret of the cloud, which `state_dir` keeps.
+    pub seed: String,
 }
 
 /// Launcher to shim.
@@ -115,6 +129,8 @@ pub(crate) enum Inward {
     Tree { at: String },
     /// A program (the file beside it) to copy to this place in the new root.
     Program { at: String },
+    /// A program (the descriptor beside it) that init is given to keep running.
+    Service,
     /// Everything has arrived. Beside it: the ends of the output pipes.
     Launch(Box<Assembly>),
 }
@@ -142,6 +158,8 @@ pub(crate) struct Assembly {
     pub(crate) links: Vec<(String, String)>,
     /// Files to write over whatever is there.
     pub(crate) files: Vec<(String, String)>,
+    /// A file for root's eyes only.
+    pub(crate) seed: Option<(String, [u8; 32])>,
     pub(crate) command: Command,
 }
 

@@ -54,6 +54,12 @@ enum Command {
     /// One process of a cloud; started by `up`
     #[command(hide = true)]
     Role(roles::Args),
+    /// The SSH server of a VM; started by the VM's init
+    #[command(hide = true)]
+    Sshd,
+    /// File transfer for one SSH client; started by the VM's SSH server
+    #[command(hide = true)]
+    Sftp,
     /// The process that unpacks one image; started by `load`
     #[command(hide = true, disable_help_flag = true)]
     Image {
@@ -107,5 +113,7 @@ fn run(command: Command) -> Outcome {
         Command::Role(args) => roles::run(args),
         Command::Image { .. } => roles::image(),
         Command::Shim { .. } => roles::shim(),
+        Command::Sshd => roles::sshd(),
+        Command::Sftp => roles::sftp(),
     }
 }

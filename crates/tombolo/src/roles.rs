@@ -103,6 +103,11 @@ fn host_config(cloud: &CloudName, dirs: &Dirs, users: Option<Users>) -> host::ag
         run_dir: dirs.run.clone(),
         state_dir: dirs.state.clone(),
         shim_argv: vec![OsString::from("/proc/self/exe"), OsString::from("shim")],
+        service: Some(sandbox::Service {
+            program: "/proc/self/exe".into(),
+            argv: ["tombolo-sshd", "sshd"].map(str::to_owned).into(),
+            seed: sshd::SEED.to_owned(),
+        }),
         control_uid: users.and_then(|users| users.role(Role::Control)),
     }
 }
@@ -153,6 +158,18 @@ fn wait_for(pin: &Path) -> Outcome<()> {
 pub fn shim() -> Outcome {
     let code = sandbox::shim_main();
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// The SSH server of a VM; inside it.
+pub fn sshd() -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match runtime.block_on(sshd::serve())? {}
+}
+
+/// The file transfer of one SSH client, as its user.
+pub fn sftp() -> Outcome {
+    sshd::sftp::run()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Ends every sandbox and removes every namespace, cgroup and mount of a cloud whose roles have ended.

@@ -183,7 +183,7 @@ impl Scene {
         let api = match host::place(uri.host().unwrap()).unwrap() {
             Place::Api(api) => api,
             Place::Www => ApiHost::of(host::by_path(uri.path()).unwrap_or(Service::OAuth)),
-            Place::RunApp => panic!("{url} is no API"),
+            Place::RunApp | Place::Tunnel => panic!("{url} is no API"),
         };
         let headers = CallHeaders {
             authorization: token.map(|t| format!("Bearer {t}")),

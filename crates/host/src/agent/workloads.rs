@@ -50,6 +50,14 @@ impl Workload {
     pub(super) fn adopted(incarnation: u32) -> Workload {
         Workload { incarnation, attach: None, phase: Phase::Running, last: None }
     }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    pub(super) fn attach(&self) -> Option<&Attach> {
+        self.attach.as_ref()
+    }
 }
 
 impl<S: Sandboxes> Agent<S> {

@@ -20,6 +20,8 @@ pub const ROUTER_MAC: Mac = Mac([0x02, 0x54, 0x4d, 0x42, 0, 1]);
 pub const INCOMING_MAC: Mac = Mac([0x02, 0x54, 0x4d, 0x42, 0, 2]);
 /// The proxy namespace's end of its cable.
 pub const EDGE_MAC: Mac = Mac([0x02, 0x54, 0x4d, 0x42, 0, 3]);
+/// The relay namespace's end of its cable.
+pub const RELAY_MAC: Mac = Mac([0x02, 0x54, 0x4d, 0x42, 0, 5]);
 /// The deaf end of the mux.
 pub const MUX_MAC: Mac = Mac([0x02, 0x54, 0x4d, 0x42, 0, 4]);
 

@@ -4,7 +4,7 @@ use model::planned::host::CellId;
 
 use super::state::{self, Found, Step, Wanted};
 use crate::{
-    names::{IfName, PORT_PREFIX},
+    names::{IfName, PORT_PREFIX, to_relay},
     netlink::{
         nft::{self, Table, Writer},
         route::{self, End, Hop, Links, Neighbour, Route},
@@ -81,7 +81,8 @@ impl Space {
         Ok(taken)
     }
 
-    /// Reads the kernel: what of `wanted`'s kinds is there now. Routes and neighbours of workloads' cables are theirs.
+    /// Reads the kernel: what of `wanted`'s kinds is there now. Routes and neighbours of cables to workloads and
+    /// to the relay come and go with those.
     pub fn read(&mut self, wanted: &Wanted) -> Result<Found, KernelError> {
         let mut tables = Vec::new();
         for table in &wanted.tables {
@@ -91,11 +92,11 @@ impl Space {
         let routes = route::list_routes(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
         let neighbours = route::list_neighbours(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
         let mark_rules = route::list_mark_rules(&mut self.route).map_err(|e| self.wrap(e))?;
-        let is_port = |name: &IfName| name.as_str().starts_with(PORT_PREFIX);
-        let of_port = |hop: &Hop| matches!(hop, Hop::Link(dev) | Hop::Via(_, dev) if is_port(dev));
+        let comes_and_goes = |name: &IfName| name.as_str().starts_with(PORT_PREFIX) || *name == to_relay();
+        let by_such = |hop: &Hop| matches!(hop, Hop::Link(dev) | Hop::Via(_, dev) if comes_and_goes(dev));
         Ok(Found {
-            routes: routes.into_iter().filter(|r| !of_port(&r.hop)).collect(),
-            neighbours: neighbours.into_iter().filter(|n| !is_port(&n.at)).collect(),
+            routes: routes.into_iter().filter(|r| !by_such(&r.hop)).collect(),
+            neighbours: neighbours.into_iter().filter(|n| !comes_and_goes(&n.at)).collect(),
             mark_rules: mark_rules.into_iter().collect(),
             tables,
         })

@@ -18,6 +18,12 @@ pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const HOP: Ipv4Addr = Ipv4Addr::new(169, 254, 9, 9);
 pub const HOP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
+/// Where tunnels of the Identity-Aware Proxy come from, as firewall rules name it, and the address that ours have.
+/// Source: IAP, "TCP forwarding", 35.235.240.0/20.
+pub const RELAY_BASE: Ipv4Addr = Ipv4Addr::new(35, 235, 240, 0);
+pub const RELAY_PREFIX_BITS: u8 = 20;
+pub const RELAY: Ipv4Addr = Ipv4Addr::new(35, 235, 240, 1);
+
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 

@@ -3,7 +3,7 @@
 //! ```text
 //!  VM ── p-… ┐                         ┌ o-<producer> ══ i-<this VPC> in the producer's router
 //!  VM ── p-… ┤  consumer: firewall,    ├ edge0 ── vpc0, the namespace of the proxy's sockets
-//!            │  routes only            │
+//!            │  routes only            ├ iap0 ── vpc0, the namespace of tunnels into this VPC, once one was opened
 //!  i-<consumer> ═ producer: zone, DNAT to the VIP, SNAT to the endpoint's NAT address ─ edge0
 //!                 replies: marked with their link by the NAT address ─ mux0 ─ forwarded into i-<consumer>
 //! ```
@@ -62,6 +62,25 @@ pub fn edge(plan: &VpcPlan) -> Wanted {
     routes.insert(Route::default_v4(Hop::Via(HOP.into(), names::to_vpc())));
     let neighbours = [Neighbour { at: names::to_vpc(), address: HOP.into(), mac: cable::ROUTER_MAC }].into();
     Wanted { routes, neighbours, mark_rules: BTreeSet::new(), tables: Vec::new() }
+}
+
+/// The namespace out of which tunnels reach the VPC: its addresses, and one way out.
+pub fn relay() -> Wanted {
+    let own = Route { prefix_bits: RELAY_PREFIX_BITS, ..Route::local(RELAY_BASE) };
+    let routes = [own, Route::default_v4(Hop::Via(HOP.into(), names::to_vpc()))].into();
+    let neighbours = [Neighbour { at: names::to_vpc(), address: HOP.into(), mac: cable::ROUTER_MAC }].into();
+    Wanted { routes, neighbours, ..Wanted::default() }
+}
+
+/// The way back into it, in the router.
+pub fn to_relay() -> ([Route; 1], [Neighbour; 1]) {
+    let at = names::to_relay();
+    let to = Route { prefix_bits: RELAY_PREFIX_BITS, ..Route::host(RELAY_BASE, Hop::Via(HOP.into(), at.clone())) };
+    ([to], [Neighbour { at, address: HOP.into(), mac: cable::RELAY_MAC }])
+}
+
+fn relay_range() -> Cidr {
+    Cidr::containing(RELAY_BASE, RELAY_PREFIX_BITS)
 }
 
 /// The producers to which this VPC needs a link.
@@ -142,6 +161,7 @@ fn sets(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> BTreeMap<String, Se
             ("nat_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), nat_of)),
             ("nat_at", points(vec![name, Field::Ipv4], None, nat_at)),
             ("link_of", points(vec![Field::Ipv4], Some(Field::Mark), link_of)),
+            ("relay", address_set([&relay_range()])),
             ("vips", service_set(own)),
             ("psc_vips", service_set(open)),
         ]
@@ -179,6 +199,11 @@ fn raw() -> Vec<Rule> {
         rule(
             "a port speaks from its own address only",
             [from_any(PORT_PREFIX), stranger(&seat, "ports")],
+            Verdict::Drop,
+        ),
+        rule(
+            "the relay speaks from its own addresses only",
+            [from(&names::to_relay()), stranger(&[Load::SourceIp], "relay")],
             Verdict::Drop,
         ),
         rule("metadata needs no tracking", [is_v4(Load::DestinationIp, METADATA), Step::NoTrack], Verdict::Accept),
@@ -239,6 +264,11 @@ fn forward() -> Vec<Rule> {
         rule("connections of this vpc", [], Verdict::Jump("cap")),
         rule("what a vm may send", [from_any(PORT_PREFIX)], Verdict::Jump("egress")),
         rule("what a vm may get", [from_any(PORT_PREFIX), to_any(PORT_PREFIX)], Verdict::Goto("ingress")),
+        rule(
+            "what a vm may get through the identity-aware proxy",
+            [from(&names::to_relay()), to_any(PORT_PREFIX)],
+            Verdict::Goto("ingress"),
+        ),
         rule("to an endpoint", [from_any(PORT_PREFIX), to_any(OUTGOING_PREFIX)], Verdict::Accept),
         rule(
             "to the load balancer",

@@ -34,6 +34,7 @@ fn start(arguments: &[OsString]) -> Result<(), Box<dyn Error>> {
         run_dir: run_dir.into(),
         state_dir: state_dir.into(),
         shim_argv: vec![env::current_exe()?.into(), "shim".into()],
+        service: None,
     };
     let (sender, events) = mpsc::channel();
     let launcher = Launcher::new(config, sender)?;

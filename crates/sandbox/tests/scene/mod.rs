@@ -52,6 +52,7 @@ impl Scene {
             run_dir: dir.join("run"),
             state_dir: dir.join("state"),
             shim_argv: vec![env!("CARGO_BIN_EXE_sandbox").into(), "shim".into()],
+            service: None,
         };
         let (sender, events) = mpsc::channel();
         let launcher = Launcher::new(config.clone(), sender).unwrap();

@@ -3,8 +3,11 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::PathBuf,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -13,6 +16,7 @@ use std::{
 use api::{
     call::BoxFuture,
     door::{Beyond, Door, Rooms, Stream},
+    gcp::iap::{Dial, Iap},
     tls::Authority,
 };
 use control::{
@@ -28,17 +32,21 @@ use control::{
 use identity::keys::SigningKey;
 use logs::{Bounds, Journal};
 use model::{
+    id::WorkloadId,
     lb,
-    limits::TOKEN_LIFETIME,
+    limits::{IAP_CONNECT_MAX, TOKEN_LIFETIME},
     name::{Link, Scope},
-    planned::edge::Outside,
+    planned::{self, edge::Outside, host::Dialled},
     psc,
     run::ServiceKey,
     time::Timestamp,
     vm, vpc,
 };
 use store::{Embedded, Kv};
-use tokio::{io::AsyncWriteExt, net::UnixStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, UnixStream},
+};
 
 use super::{Args, Role, privilege};
 use crate::{
@@ -108,8 +116,15 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     let serving = Serving::new(tuning, mint.clone(), journal.clone());
     tokio::spawn(Driver::new(control.clone(), &dirs.run, settings, serving).run());
 
+    let tunnels = Iap {
+        control: control.clone(),
+        mint: mint.clone(),
+        dial: Arc::new(ToVms(dirs.socket(host::agent::DIAL_SOCKET))),
+        relay: Arc::default(),
+    };
     let rooms = Rooms {
         router: api::gcp::router(control.clone(), mint.clone(), journal),
+        tunnels: Arc::new(tunnels),
         beyond: Arc::new(ToProxy(dirs.socket("proxy-outside.sock"))),
         authority: authority.join().map_err(|_| "the thread of the authority panicked")??,
         now: Box::new(now),
@@ -189,6 +204,34 @@ impl Beyond for ToProxy {
             tokio::io::copy_bidirectional(&mut client, &mut proxy).await?;
             Ok(())
         })
+    }
+}
+
+/// Tunnels reach VMs by sockets that the host connects: it alone has the networks.
+struct ToVms(PathBuf);
+
+impl Dial for ToVms {
+    fn dial(&self, vm: WorkloadId, port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
+        let path = self.0.clone();
+        Box::pin(async move {
+            let begun = tokio::task::spawn_blocking(move || ask_host(&path, vm, port)).await??;
+            let stream = TcpStream::from_std(begun.into())?;
+            stream.writable().await?;
+            stream.take_error()?.map_or(Ok(stream), Err)
+        })
+    }
+}
+
+/// A socket that is being connected.
+fn ask_host(path: &Path, workload: WorkloadId, port: u16) -> io::Result<OwnedFd> {
+    let stream = std::os::unix::net::UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(IAP_CONNECT_MAX))?;
+    stream.set_write_timeout(Some(IAP_CONNECT_MAX))?;
+    ipc::send(&stream, &planned::host::Dial { workload, port }, &[])?;
+    match ipc::Receiver::new(stream).recv::<Dialled>()? {
+        Some((Dialled::Begun, mut sockets)) => sockets.pop().ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        Some((Dialled::Refused { why }, _)) => Err(io::Error::other(why)),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

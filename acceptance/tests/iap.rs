@@ -1,0 +1,363 @@
+//! VMs without an external address are reached through the Identity-Aware Proxy, with the tools that people have.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use acceptance::{
+    Cloud, REGION, Said, ZONE, installed,
+    journey::client,
+    tunnel::{Refused, Tunnel, Way},
+    until,
+};
+use serde_json::{Value, json};
+use tombolo::journey;
+
+const P: &str = "bastion-less";
+const VM: &str = "test-vm";
+
+/// A cloud with one VM, and a home directory for its user.
+struct Scene {
+    cloud: Cloud,
+    home: PathBuf,
+}
+
+impl Scene {
+    fn up() -> Scene {
+        let cloud = Cloud::up();
+        let client = client(&cloud);
+        journey::create_project(&client, P).unwrap();
+        journey::enable(&client, P, &["compute.googleapis.com", "iap.googleapis.com"]).unwrap();
+        journey::create_network(&client, P, "vpc").unwrap();
+        journey::create_subnet(&client, P, "vpc", "subnet", "10.1.0.0/24", None).unwrap();
+        let home = std::env::temp_dir().join(format!("tombolo-home-{}", cloud.name));
+        std::fs::create_dir_all(home.join(".ssh")).unwrap();
+        let scene = Scene { cloud, home };
+        scene.make_vm(VM);
+        scene
+    }
+
+    fn make_vm(&self, name: &str) {
+        self.cloud.compute(
+            "POST",
+            &format!("projects/{P}/zones/{ZONE}/instances"),
+            json!({
+                "name": name, "machineType": format!("zones/{ZONE}/machineTypes/e2-micro"),
+                "disks": [{"boot": true, "autoDelete": true, "initializeParams": {
+                    "sourceImage": "projects/debian-cloud/global/images/family/debian-12"}}],
+                "networkInterfaces": [{
+                    "network": journey::link(P, "global/networks/vpc"),
+                    "subnetwork": journey::link(P, &format!("regions/{REGION}/subnetworks/subnet")),
+                }],
+                "serviceAccounts": [
+                    {"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}],
+            }),
+        );
+    }
+
+    /// The rule that everybody writes for this.
+    fn let_in(&self) {
+        self.cloud.compute(
+            "POST",
+            &format!("projects/{P}/global/firewalls"),
+            json!({
+                "name": "allow-iap-ssh", "direction": "INGRESS", "sourceRanges": ["35.235.240.0/20"],
+                "network": journey::link(P, "global/networks/vpc"),
+                "allowed": [{"IPProtocol": "tcp", "ports": ["22"]}],
+            }),
+        );
+    }
+
+    fn verb(&self, verb: &str) {
+        self.cloud.compute("POST", &format!("projects/{P}/zones/{ZONE}/instances/{VM}/{verb}"), json!({}));
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.cloud.state_dir().join("control/ca.pem")
+    }
+
+    fn way(&self) -> Way {
+        Way {
+            door: self.cloud.door,
+            ca_pem: std::fs::read(self.ca()).unwrap(),
+            token: self.cloud.token.clone(),
+            project: P.to_owned(),
+            zone: ZONE.to_owned(),
+            instance: VM.to_owned(),
+            port: 22,
+        }
+    }
+
+    /// A tunnel to the SSH server, which may take a moment to listen after its VM has started.
+    #[track_caller]
+    fn tunnel(&self) -> Tunnel {
+        until("the SSH server listens", || self.way().open().map_err(|why| format!("{why:?}")))
+    }
+
+    /// The real `gcloud`, with a home of its own.
+    fn gcloud(&self, args: &str) -> Said {
+        let args = args.replace("@HERE", &format!("--zone={ZONE} --project={P}"));
+        self.cloud.gcloud_at_home(&self.home, &args)
+    }
+
+    /// The project's `ssh-keys`.
+    fn set_keys(&self, keys: &str) {
+        let project = self.cloud.get(&format!("projects/{P}"));
+        let body = json!({
+            "fingerprint": project["commonInstanceMetadata"]["fingerprint"],
+            "items": [{"key": "ssh-keys", "value": keys}],
+        });
+        self.cloud.compute("POST", &format!("projects/{P}/setCommonInstanceMetadata"), body);
+    }
+
+    /// A fresh key pair; answers the public half.
+    fn keygen(&self, name: &str) -> String {
+        let file = self.home.join(name);
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&file).status();
+        assert!(made.is_ok_and(|status| status.success()));
+        std::fs::read_to_string(file.with_extension("pub")).unwrap().trim().to_owned()
+    }
+
+    /// The system's OpenSSH client over a tunnel of ours, which is cut whenever so many bytes have passed.
+    fn ssh(&self, user: &str, key: &str, cut_every: u64) -> Command {
+        let tunnel = bin("tunnel");
+        let proxy = format!(
+            "ProxyCommand={} {} {} {P} {ZONE} {VM} {cut_every}",
+            tunnel.display(),
+            self.cloud.door,
+            self.ca().display()
+        );
+        let known = format!("UserKnownHostsFile={}", self.home.join("known_hosts").display());
+        let mut command = Command::new("ssh");
+        command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", &known]);
+        command.args(["-o", "StrictHostKeyChecking=accept-new", "-o", "HostKeyAlias=the-vm", "-o", &proxy, "-i"]);
+        command.arg(self.home.join(key)).arg(format!("{user}@the-vm"));
+        command.env("TUNNEL_TOKEN", &self.cloud.token);
+        command
+    }
+
+    fn ssh_says(&self, user: &str, key: &str, script: &str) -> Said {
+        Said::of(&self.ssh(user, key, u64::MAX).arg(script).stdin(Stdio::null()).output().unwrap())
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.home));
+    }
+}
+
+/// A program that was built beside these tests.
+fn bin(name: &str) -> PathBuf {
+    let built = match name {
+        "tunnel" => env!("CARGO_BIN_EXE_tunnel"),
+        other => panic!("no program {other}"),
+    };
+    Path::new(built).to_owned()
+}
+
+fn closed(way: &Way) -> (u16, String) {
+    match way.open() {
+        Err(Refused::Closed { code, reason }) => (code, reason),
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("a tunnel"),
+    }
+}
+
+#[test]
+fn a_refused_tunnel_says_why() {
+    let scene = Scene::up();
+    let way = scene.way();
+    // No rule lets it in.
+    assert_eq!(closed(&way), (4003, "failed to connect to backend".to_owned()));
+    scene.let_in();
+    drop(scene.tunnel());
+    assert_eq!(closed(&Way { port: 23, ..way.clone() }).0, 4003, "another port");
+    assert_eq!(closed(&Way { instance: "nobody".into(), ..way.clone() }).0, 4047);
+    assert_eq!(closed(&Way { zone: "asia-northeast1-c".into(), ..way.clone() }).0, 4047, "another zone");
+    assert_eq!(Way { token: "ya29.x".into(), ..way.clone() }.open().err(), Some(Refused::Status(401)));
+    let host = format!("/v4/connect?project={P}&port=22&newWebsocket=True&region={REGION}&network=vpc&host=10.1.0.2");
+    assert!(matches!(way.websocket(&host).err(), Some(Refused::Status(400))), "hosts are not served");
+
+    // An editor of the project is nobody here until it gets the role.
+    let account = "curl -sf -H Metadata-Flavor:Google \
+                   http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default";
+    let told = scene.cloud.in_vm(VM, &format!("{account}/token")).ok();
+    let token = serde_json::from_str::<Value>(&told).unwrap()["access_token"].as_str().unwrap().to_owned();
+    let email = scene.cloud.in_vm(VM, &format!("{account}/email")).ok();
+    let theirs = Way { token, ..way.clone() };
+    assert_eq!(closed(&theirs), (4033, "not authorized".to_owned()));
+    assert_eq!(closed(&Way { instance: "nobody".into(), ..theirs.clone() }).0, 4033, "nor whether there is a VM");
+    let policy = scene
+        .cloud
+        .call("POST", "cloudresourcemanager.googleapis.com", &format!("/v1/projects/{P}:getIamPolicy"), Some(json!({})))
+        .body;
+    let mut changed = policy.clone();
+    let binding = json!({"role": "roles/iap.tunnelResourceAccessor", "members": [format!("serviceAccount:{email}")]});
+    changed["bindings"].as_array_mut().unwrap().push(binding);
+    let path = format!("/v1/projects/{P}:setIamPolicy");
+    let set = scene.cloud.call("POST", "cloudresourcemanager.googleapis.com", &path, Some(json!({"policy": changed})));
+    assert_eq!(set.status, 200, "{}", set.body);
+    assert!(theirs.open().is_ok());
+
+    scene.verb("stop");
+    assert_eq!(closed(&way).0, 4047, "a VM that is switched off");
+}
+
+#[test]
+fn a_session_is_its_owners_and_is_used_once_at_a_time() {
+    let scene = Scene::up();
+    scene.let_in();
+    let mut tunnel = scene.tunnel();
+    let banner = tunnel.receive().unwrap();
+    assert!(banner.starts_with(b"SSH-2.0-tombolo"), "{:?}", String::from_utf8_lossy(&banner));
+    let sid = tunnel.sid().to_owned();
+    let reconnect = |token: &str, sid: &str, ack: u64| {
+        let path = format!("/v4/reconnect?sid={sid}&ack={ack}&newWebsocket=True&zone={ZONE}");
+        let way = Way { token: token.to_owned(), ..scene.way() };
+        match way.resume(&path) {
+            Err(Refused::Closed { code, .. }) => code,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mine = &scene.cloud.token;
+    assert_eq!(reconnect(mine, "0123456789abcdef", 0), 4001, "there is no such session");
+    assert_eq!(reconnect(mine, &sid, 0), 4002, "it is in use");
+    let theirs = scene.cloud.in_vm(
+        VM,
+        "curl -sf -H Metadata-Flavor:Google \
+         http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
+    );
+    let theirs = serde_json::from_str::<Value>(&theirs.ok()).unwrap()["access_token"].as_str().unwrap().to_owned();
+    assert_eq!(reconnect(&theirs, &sid, 0), 4033, "it is somebody else's");
+    tunnel.cut().unwrap();
+    tunnel.send(b"SSH-2.0-test\r\n").unwrap();
+    assert!(!tunnel.receive().unwrap().is_empty(), "the tunnel goes on");
+    tunnel.hang_up();
+    until("a count that was never reached is refused", || match reconnect(mine, &sid, 1 << 40) {
+        4005 => Ok(()),
+        other => Err(other.to_string()),
+    });
+}
+
+#[test]
+fn an_openssh_client_gets_what_it_asks_for_over_a_tunnel_that_is_cut_again_and_again() {
+    if !installed("ssh", "OpenSSH over a tunnel") {
+        return;
+    }
+    let scene = Scene::up();
+    scene.let_in();
+    drop(scene.tunnel());
+    let key = scene.keygen("ada");
+    scene.set_keys(&format!("ada:{key}"));
+
+    let said = scene.ssh_says("ada", "ada", "id -un; pwd; tty; echo out; echo err >&2; exit 7");
+    assert_eq!((said.code, said.out.as_str()), (Some(7), "ada\n/home/ada\nnot a tty\nout"));
+    assert!(said.err.ends_with("err"), "{}", said.err);
+    let said = scene.ssh_says("ada", "ada", "kill -TERM $$");
+    assert_eq!(said.code, Some(255), "ended by a signal: {said:?}");
+    let mut with_terminal = scene.ssh("ada", "ada", u64::MAX);
+    with_terminal.args(["-tt", "tty; stty size; exit 3"]).env("TERM", "xterm").stdin(Stdio::null());
+    let said = Said::of(&with_terminal.output().unwrap());
+    assert_eq!(said.code, Some(3), "{said:?}");
+    assert!(said.out.contains("/dev/pts/"), "{said:?}");
+    let shell = scene.ssh("ada", "ada", u64::MAX).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut shell = shell.unwrap();
+    shell.stdin.take().unwrap().write_all(b"echo $((6 * 7)); exit 5\n").unwrap();
+    let said = Said::of(&shell.wait_with_output().unwrap());
+    assert_eq!((said.code, said.out.as_str()), (Some(5), "42"));
+
+    // 64 MiB each way, the connection cut every few megabytes.
+    const BYTES: usize = 64 << 20;
+    let bytes: Vec<u8> =
+        (0..BYTES / 8).flat_map(|i| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+    let mut up = scene.ssh("ada", "ada", 5_000_003).arg("cat > big").stdin(Stdio::piped()).spawn().unwrap();
+    up.stdin.take().unwrap().write_all(&bytes).unwrap();
+    assert!(up.wait().unwrap().success());
+    let down = scene.ssh("ada", "ada", 5_000_003).arg("cat big").stdin(Stdio::null()).output().unwrap();
+    assert!(down.status.success() && down.stdout == bytes, "{} bytes came back", down.stdout.len());
+}
+
+#[test]
+fn who_may_log_in_is_what_the_metadata_says_now_and_the_vm_is_known_again_after_a_restart() {
+    if !installed("ssh", "keys of the metadata") {
+        return;
+    }
+    let scene = Scene::up();
+    scene.let_in();
+    drop(scene.tunnel());
+    let (ada, bob) = (scene.keygen("ada"), scene.keygen("bob"));
+    let enters = |user: &str, key: &str| scene.ssh_says(user, key, "true").code == Some(0);
+    assert!(!enters("ada", "ada"), "no key is known");
+    scene.set_keys(&format!("ada:{ada}"));
+    assert!(enters("ada", "ada"), "one that was just added");
+    assert!(!enters("ada", "bob") && !enters("bob", "ada") && !enters("root", "ada"), "as nobody else");
+    scene.set_keys(&format!("ada:{ada}\nbob:{bob}"));
+    assert!(enters("bob", "bob"));
+    scene.set_keys(&format!("bob:{bob}"));
+    assert!(!enters("ada", "ada"), "one that was just removed");
+    let expiring = |at: &str| format!("bob:{} google-ssh {{\"userName\":\"bob\",\"expireOn\":\"{at}\"}}", two(&bob));
+    scene.set_keys(&expiring("2020-01-01T00:00:00+0000"));
+    assert!(!enters("bob", "bob"), "its time is over");
+    scene.set_keys(&expiring("2099-01-01T00:00:00+0000"));
+    assert!(enters("bob", "bob"));
+
+    scene.verb("stop");
+    scene.verb("start");
+    drop(scene.tunnel());
+    assert!(enters("bob", "bob"), "the host key is the one that the client remembers");
+}
+
+/// Type and data of a public key, without its comment.
+fn two(key: &str) -> String {
+    key.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn gcloud_logs_in_runs_commands_and_copies_files_through_the_proxy() {
+    if !installed("gcloud", "gcloud compute ssh") || !installed("ssh", "gcloud compute ssh") {
+        return;
+    }
+    let scene = Scene::up();
+    let refused = scene.gcloud(&format!("compute start-iap-tunnel {VM} 22 --listen-on-stdin @HERE"));
+    let text = "Error while connecting [4003: 'failed to connect to backend']. (Failed to connect to port 22)";
+    assert!(refused.code == Some(1) && refused.err.contains(text), "{}", refused.err);
+    scene.let_in();
+    drop(scene.tunnel());
+
+    let ssh =
+        |command: &str| scene.gcloud(&format!("compute ssh ada@{VM} --tunnel-through-iap @HERE --command='{command}'"));
+    let said = ssh(
+        "id -un; curl -s -H Metadata-Flavor:Google http://metadata.google.internal/computeMetadata/v1/instance/name",
+    );
+    assert!(said.code == Some(0) && said.out.ends_with(&format!("ada\n{VM}")), "{said:?}");
+    let said = ssh("echo so far; exit 7");
+    assert_eq!((said.code, said.out.as_str()), (Some(7), "so far"), "{}", said.err);
+
+    let there = scene.home.join("there.txt");
+    let back = scene.home.join("back.txt");
+    std::fs::write(&there, "over and back\n").unwrap();
+    let scp = |from: &str, to: &str| {
+        scene.gcloud(&format!("compute scp {from} {to} --tunnel-through-iap @HERE")).ok();
+    };
+    scp(&there.display().to_string(), &format!("ada@{VM}:there.txt"));
+    scp(&format!("ada@{VM}:there.txt"), &back.display().to_string());
+    assert_eq!(std::fs::read_to_string(&back).unwrap(), "over and back\n");
+
+    let stranger = scene.cloud.in_vm(
+        VM,
+        "curl -sf -H Metadata-Flavor:Google \
+         http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
+    );
+    let stranger = serde_json::from_str::<Value>(&stranger.ok()).unwrap()["access_token"].as_str().unwrap().to_owned();
+    let file = scene.home.join("token");
+    std::fs::write(&file, stranger).unwrap();
+    let refused = scene.gcloud(&format!(
+        "compute start-iap-tunnel {VM} 22 --listen-on-stdin @HERE --access-token-file={}",
+        file.display()
+    ));
+    let text = "Error while connecting [4033: 'not authorized'].";
+    assert!(refused.code == Some(1) && refused.err.contains(text), "{}", refused.err);
+}
