@@ -321,7 +321,7 @@ fn gcloud_logs_in_runs_commands_and_copies_files_through_the_proxy() {
         return;
     }
     let scene = Scene::up();
-    let refused = scene.gcloud(&format!("compute start-iap-tunnel {VM} 22 --listen-on-stdin @HERE"));
+    let refused = scene.gcloud(&format!("compute start-iap-tunnel {VM} 22 --local-host-port=localhost:0 @HERE"));
     let text = "Error while connecting [4003: 'failed to connect to backend']. (Failed to connect to port 22)";
     assert!(refused.code == Some(1) && refused.err.contains(text), "{}", refused.err);
     scene.let_in();
@@ -355,7 +355,7 @@ fn gcloud_logs_in_runs_commands_and_copies_files_through_the_proxy() {
     let file = scene.home.join("token");
     std::fs::write(&file, stranger).unwrap();
     let refused = scene.gcloud(&format!(
-        "compute start-iap-tunnel {VM} 22 --listen-on-stdin @HERE --access-token-file={}",
+        "compute start-iap-tunnel {VM} 22 --local-host-port=localhost:0 @HERE --access-token-file={}",
         file.display()
     ));
     let text = "Error while connecting [4033: 'not authorized'].";

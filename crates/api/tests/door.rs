@@ -435,3 +435,44 @@ fn a_client_that_never_ends_its_head_or_its_greeting_is_let_go() {
         assert!(started.elapsed() >= limits::HEAD_READ_MAX, "let go before its time");
     });
 }
+
+#[tokio::test]
+async fn a_websocket_of_the_relay_is_agreed_on_with_a_credential_and_then_carried() {
+    let cloud = Cloud::open().await;
+    let ask = |token: &str, more: &str| {
+        format!(
+            "GET /v4/connect HTTP/1.1\r\nHost: tunnel.cloudproxy.app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {token}\r\n{more}\r\n"
+        )
+    };
+    let whole = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: relay.tunnel.cloudproxy.app\r\n";
+    for (request, status) in [
+        (ask("good", whole), "101"),
+        (ask("bad", whole), "401"),
+        (ask("good", "Sec-WebSocket-Version: 13\r\n"), "400"),
+        (ask("good", "Sec-WebSocket-Version: 12\r\nSec-WebSocket-Protocol: relay.tunnel.cloudproxy.app\r\n"), "400"),
+        (ask("good", whole).replace("Upgrade: websocket", "Upgrade: h2c"), "400"),
+        (ask("good", whole).replace("GET", "POST"), "400"),
+    ] {
+        let mut stream = cloud.tunnel("tunnel.cloudproxy.app").await;
+        // What comes with the head is not lost.
+        stream.write_all(format!("{request}early").as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert_eq!(head.split(' ').nth(1), Some(status), "{request}\n{head}");
+        if status == "101" {
+            assert!(head.to_ascii_lowercase().contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+            let mut echo = [0; 9];
+            stream.write_all(b"late").await.unwrap();
+            stream.read_exact(&mut echo).await.unwrap();
+            assert_eq!(&echo, b"earlylate");
+        }
+    }
+    let plain = cloud
+        .says(b"GET http://tunnel.cloudproxy.app/v4/connect HTTP/1.1\r\nHost: tunnel.cloudproxy.app\r\n\r\n")
+        .await;
+    assert!(plain.starts_with("HTTP/1.1 426"), "{plain}");
+}

@@ -80,6 +80,7 @@ fn a_vm_is_refused_for_what_it_cannot_be() {
             400,
             "duplicate key",
         ),
+        (json!({"metadata": {"items": [{"key": "enable-oslogin", "value": "TRUE"}]}}), 501, "enable-oslogin"),
         (
             json!({"disks": [{"initializeParams": {"sourceImage": "projects/debian-cloud/global/images/none"}}]}),
             400,
@@ -133,6 +134,20 @@ fn a_stopped_vm_keeps_its_place_and_starts_as_a_new_incarnation() {
     assert_eq!((&after["status"], &after["id"]), (&json!("RUNNING"), &vm["id"]));
     let seat = cloud.control.read().seats.values().next().unwrap().clone();
     assert_eq!((seat.uid_base, seat.incarnation), (before.uid_base, before.incarnation + 1));
+}
+
+#[test]
+fn guest_attributes_are_none_that_is_there() {
+    let cloud = Cloud::new();
+    cloud.consumer("consumer-1");
+    cloud.make(&instances(), body("vm", json!({})));
+    let ask = |vm: &str| {
+        let path = format!("{}/{vm}/getGuestAttributes?queryPath=hostkeys/", instances());
+        cloud.refused(Method::GET, &path, Value::Null)
+    };
+    let why = "The resource 'hostkeys/' of type 'Guest Attribute' was not found.";
+    assert_eq!(ask("vm"), (404, "notFound".to_owned(), why.to_owned()));
+    assert!(ask("nobody").2.contains("instances/nobody"));
 }
 
 #[test]

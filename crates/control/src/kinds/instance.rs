@@ -169,6 +169,10 @@ pub fn check_metadata(items: &std::collections::BTreeMap<String, String>) -> Res
             let why = format!("The value of '{key}' is longer than {METADATA_VALUE_BYTES_MAX} bytes.");
             return Err(Fault::invalid_value("metadata.items.value", key, &why));
         }
+        // It would replace who may log in, and there is nothing to replace it with.
+        if key == "enable-oslogin" && value.eq_ignore_ascii_case("true") {
+            return Err(Fault::not_enforced("metadata.items[enable-oslogin]"));
+        }
     }
     let total: usize = items.iter().map(|(key, value)| key.len() + value.len()).sum();
     if total > METADATA_BYTES_MAX {

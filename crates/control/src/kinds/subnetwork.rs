@@ -17,8 +17,9 @@ use crate::{
     world::World,
 };
 
-/// Blocks that no subnet may touch. Source: VPC "Prohibited IPv4 subnet ranges".
-const FORBIDDEN: [([u8; 4], u8); 7] = [
+/// Blocks that no subnet may touch. Source: VPC "Prohibited IPv4 subnet ranges"; the last one is where tunnels of the
+/// Identity-Aware Proxy come from, and nobody may look like them.
+const FORBIDDEN: [([u8; 4], u8); 8] = [
     ([0, 0, 0, 0], 8),
     ([127, 0, 0, 0], 8),
     ([169, 254, 0, 0], 16),
@@ -26,6 +27,7 @@ const FORBIDDEN: [([u8; 4], u8); 7] = [
     ([255, 255, 255, 255], 32),
     ([199, 36, 153, 4], 30),
     ([199, 36, 153, 8], 30),
+    ([35, 235, 240, 0], 20),
 ];
 
 impl Kind for vpc::Subnetwork {

@@ -120,6 +120,7 @@ fn a_range_is_long_enough_allowed_and_free() {
         ("0.0.0.0/8", false),
         ("169.254.1.0/24", false),
         ("199.36.153.8/29", false),
+        ("35.235.242.0/24", false),
         ("10.1.0.0/24", false),
         ("10.1.0.128/25", false),
         ("10.1.0.0/16", false),

@@ -1,5 +1,7 @@
 //! One namespace in our hands: its sockets, its links, and what we know it holds. Reads and applies; decides nothing.
 
+use std::time::{Duration, Instant};
+
 use model::planned::host::CellId;
 
 use super::state::{self, Found, Step, Wanted};
@@ -24,6 +26,10 @@ pub enum KernelError {
     #[error("{cell} asks for what this host cannot give: {what}")]
     Unsupported { cell: CellId, what: String },
 }
+
+/// How long a new link may take until packets pass it, and how often it is looked at meanwhile.
+const LINK_MAX: Duration = Duration::from_millis(500);
+const LINK_LOOK: Duration = Duration::from_micros(500);
 
 /// A namespace with sockets inside it.
 #[derive(Debug)]
@@ -178,6 +184,15 @@ impl Space {
             outcome => outcome.map_err(|e| self.wrap(e))?,
         }
         self.route.request(&format!("take {name} up"), route::up(index)).map_err(|e| self.wrap(e))
+    }
+
+    /// Waits until packets pass the link, for as long as that takes on any sane machine.
+    pub fn await_link(&mut self, name: &IfName) -> Result<(), KernelError> {
+        let deadline = Instant::now() + LINK_MAX;
+        while !route::passes(&mut self.route, name).map_err(|e| self.wrap(e))? && Instant::now() < deadline {
+            std::thread::sleep(LINK_LOOK);
+        }
+        Ok(())
     }
 
     /// Deletes a link with its other end; nothing happens when there is none.

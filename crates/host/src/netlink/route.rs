@@ -29,6 +29,7 @@ const RTM_GETRULE: u16 = 34;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -210,6 +211,17 @@ pub fn find_link(socket: &mut Socket, name: &IfName) -> Result<Option<u32>, Netl
         Err(e) if e.errno() == Some(libc::ENODEV) => Ok(None),
         other => other,
     }
+}
+
+/// Whether packets pass the link. A cable whose ends were both taken up passes some a moment later: until then the
+/// kernel drops what is sent into the end that was up first.
+pub fn passes(socket: &mut Socket, name: &IfName) -> Result<bool, NetlinkError> {
+    const IF_OPER_UP: u8 = 6;
+    let request = Message::new(RTM_GETLINK, 0).fixed(&ifinfo(0, 0, 0)).attr_str(IFLA_IFNAME, name.as_str());
+    let state = socket.get("look at a link", &request, |_, payload| {
+        Attributes::after(payload, IFINFO_BYTES).get(IFLA_OPERSTATE)?.first().copied()
+    })?;
+    Ok(state == Some(IF_OPER_UP))
 }
 
 pub fn list_links(socket: &mut Socket) -> Result<Links, NetlinkError> {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use control::{kind::Record, kinds::holding::UNDECIDED, world::World};
 use model::{
-    fault::Fault,
+    fault::{Code, Fault},
     name::{Link, Scope},
     vm::{AttachedAccount, Instance, Power},
     vpc,
@@ -100,6 +100,13 @@ impl Wire for Instance {
         out
     }
 
+    fn part(visit: &Visit<'_>, link: &Link, part: &str) -> Answer {
+        match part {
+            "getGuestAttributes" => guest_attributes(visit, link),
+            _ => Err(error::unknown_method()),
+        }
+    }
+
     fn verb(visit: &Visit<'_>, link: &Link, verb: &str) -> Answer {
         match verb {
             "start" => power(visit, link, verb, "compute.instances.start", Power::On),
@@ -109,6 +116,18 @@ impl Wire for Instance {
             _ => Err(error::unknown_method()),
         }
     }
+}
+
+/// Guests write no attributes here, so none is found. gcloud takes that for what it is and asks the server for its host key.
+/// Source: instances.getGuestAttributes, the refusal of a key that is not there.
+fn guest_attributes(visit: &Visit<'_>, link: &Link) -> Answer {
+    let world = visit.control.read();
+    visit.allow(&world, "compute.instances.getGuestAttributes", link)?;
+    world.get::<Instance>(link).ok_or_else(|| Fault::not_found(link))?;
+    let query = &visit.call.query;
+    let key = query.get("variableKey").or_else(|| query.get("queryPath")).unwrap_or_default();
+    let why = format!("The resource '{key}' of type 'Guest Attribute' was not found.");
+    Err(Fault::new(Code::NotFound, "notFound", why))
 }
 
 /// RUNNING and TERMINATED are what is wanted; in between, while an operation on the VM runs, it is on its way.

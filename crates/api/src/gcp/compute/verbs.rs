@@ -66,6 +66,7 @@ impl Visit<'_> {
             (&Method::GET, [name, "getIamPolicy"]) => self.get_policy::<K>(&self.link::<K>(name)),
             (&Method::POST, [name, "setIamPolicy"]) => self.set_policy::<K>(&self.link::<K>(name)),
             (&Method::POST, [name, "testIamPermissions"]) => self.test_policy(&self.link::<K>(name)),
+            (&Method::GET, [name, part]) => K::part(self, &self.link::<K>(name), part),
             (&Method::POST, [name, verb]) => K::verb(self, &self.link::<K>(name), verb),
             _ => Err(error::unknown_method()),
         }

@@ -75,6 +75,11 @@ pub(super) trait Wire: Kind {
         Err(error::unknown_method())
     }
 
+    /// Something to read below a resource of this kind alone.
+    fn part(_visit: &Visit<'_>, _link: &Link, _part: &str) -> Answer {
+        Err(error::unknown_method())
+    }
+
     /// The refusal of a resource that is not there.
     fn absent(link: &Link) -> Fault {
         Fault::not_found(link)
