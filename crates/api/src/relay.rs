@@ -384,3 +384,90 @@ impl Tunnel {
         let _ = timeout(IAP_FLUSH_MAX, async { tokio::join!(to_vm, to_client) }).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::name::{Scope, Zone};
+    use tokio::{
+        io::{DuplexStream, duplex},
+        net::TcpListener,
+        task::yield_now,
+    };
+
+    use super::*;
+
+    fn owner() -> Owner {
+        let project = "p-roject".parse().unwrap();
+        let zone: Zone = "asia-northeast1-b".parse().unwrap();
+        let instance = Link::new(&project, Scope::Zone(zone), "instances", "vm");
+        Owner { principal: Principal::User { email: "ada@example.com".into() }, instance }
+    }
+
+    /// A new tunnel: the client's end, its session id, the VM's end.
+    async fn open(relay: &Arc<Relay>) -> (DuplexStream, String, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (vm, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (mut client, stream) = duplex(64 << 10);
+        tokio::spawn(relay.clone().open(owner(), vm.unwrap(), Box::new(stream)));
+        let mut first = [0; 2 + 6 + SID_DIGITS];
+        client.read_exact(&mut first).await.unwrap();
+        let sid = String::from_utf8_lossy(&first[8..]).into_owned();
+        (client, sid, far.unwrap().0)
+    }
+
+    /// The code of the close frame that comes next.
+    async fn closed(client: &mut DuplexStream) -> u16 {
+        let mut head = [0; 4];
+        client.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[0], 0x88, "a close frame");
+        u16::from_be_bytes([head[2], head[3]])
+    }
+
+    async fn until_cut(relay: &Relay, count: usize) {
+        while relay.tunnels().values().filter(|entry| entry.cut.is_some()).count() < count {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_tunnel_takes_the_place_of_the_one_that_was_cut_first() {
+        let relay = Arc::new(Relay::default());
+        let mut tunnels = Vec::new();
+        for _ in 0..IAP_SESSIONS_MAX {
+            tunnels.push(open(&relay).await);
+        }
+        let (mut late, stream) = duplex(1_024);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let vm = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tokio::spawn(relay.clone().open(owner(), vm, Box::new(stream)));
+        assert_eq!(closed(&mut late).await, Close::UNKNOWN.code, "all are in use");
+        drop(late);
+
+        let (client, second, _vm) = tunnels.remove(9);
+        let (first_client, first, mut first_vm) = tunnels.remove(4);
+        drop(first_client);
+        until_cut(&relay, 1).await;
+        drop(client);
+        until_cut(&relay, 2).await;
+        let _new = open(&relay).await;
+        assert_eq!((relay.owner(&first), relay.owner(&second)), (None, Some(owner())));
+        assert_eq!(first_vm.read(&mut [0; 8]).await.unwrap(), 0, "its VM is told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cut_tunnel_waits_for_its_client_and_a_silent_one_ends_too() {
+        let relay = Arc::new(Relay::default());
+        let (client, sid, mut vm) = open(&relay).await;
+        drop(client);
+        let began = Instant::now();
+        assert_eq!(vm.read(&mut [0; 8]).await.unwrap(), 0);
+        assert!(began.elapsed() >= IAP_CUT_KEEP && relay.owner(&sid).is_none());
+
+        let (mut client, sid, mut vm) = open(&relay).await;
+        let began = Instant::now();
+        assert_eq!(closed(&mut client).await, 1000);
+        drop(client);
+        assert_eq!(vm.read(&mut [0; 8]).await.unwrap(), 0);
+        assert!(began.elapsed() >= IAP_IDLE_MAX && relay.owner(&sid).is_none());
+    }
+}

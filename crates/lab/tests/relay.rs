@@ -3,10 +3,15 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpStream},
+    sync::mpsc::sync_channel,
     time::{Duration, Instant},
 };
 
-use host::{capture::Capture, names};
+use host::{
+    capture::Capture,
+    names,
+    net::flow::{self, Said},
+};
 use lab::{Lab, Vm, packet, plan, scene::SILENCE, tcp, until};
 use model::{
     id::NetworkId,
@@ -138,7 +143,7 @@ fn a_vm_can_neither_speak_as_the_proxy_nor_to_it() {
     until("the proxy's own packet is seen", || !opened(&cable).is_empty());
     assert_eq!(opened(&cable).len(), 1, "the forged one, sent before it, did not");
     let relay = lab.capture(&names::relay_ns(NetworkId(NET)), &names::to_vpc());
-    assert!(web.connect("35.235.240.1:40000").is_err());
+    assert_eq!(web.refused("35.235.240.1:40000").kind(), io::ErrorKind::TimedOut);
     assert_eq!(
         relay.headers().iter().filter(|h| h.src == IpAddr::V4(web.address)).count(),
         0,
@@ -149,7 +154,8 @@ fn a_vm_can_neither_speak_as_the_proxy_nor_to_it() {
 #[test]
 fn vms_with_one_address_in_two_networks_are_reached_each_through_its_own() {
     let (mut lab, here) = scene(&open());
-    lab.hands().apply_vpc(NetworkId(OTHER), &open()).unwrap();
+    let other = VpcPlan { firewall: vec![allow_iap_ssh()], ..plan::vpc(&[("web-2", "10.1.0.2")]) };
+    lab.hands().apply_vpc(NetworkId(OTHER), &other).unwrap();
     let there = lab.vm(OTHER, "web-2", "10.1.0.2");
     let servers = [here.serve(22), there.serve(22)];
     let mut streams = [NET, OTHER].map(|network| dial(&mut lab, network, "10.1.0.2:22").unwrap());
@@ -173,4 +179,22 @@ fn tunnels_live_over_a_restart_of_the_host_and_over_changes_of_the_network() {
     assert!(dial(&mut lab, NET, "10.1.0.2:22").is_ok(), "and new ones come about");
     lab.hands().remove_vpc(NetworkId(NET)).unwrap();
     assert_eq!(lab.hands().pins().names().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_tunnel_is_a_flow_of_its_network() {
+    let (mut lab, vm) = scene(&VpcPlan { flow_logs: true, ..open() });
+    let _server = vm.serve(22);
+    let (out, said) = sync_channel(64);
+    let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(NET))).unwrap().unwrap();
+    let _watch = flow::watch(NetworkId(NET), &netns, Duration::from_millis(200), out).unwrap();
+    let mut stream = dial(&mut lab, NET, "10.1.0.2:22").unwrap();
+    let source = tcp::greeting(&mut stream).unwrap();
+    let mut ends = Vec::new();
+    until("both directions were told", || {
+        while let Ok(Said::Flows(records)) = said.try_recv() {
+            ends.extend(records.iter().map(|r| (IpAddr::V4(r.src), IpAddr::V4(r.dst), r.forward)));
+        }
+        [(source.ip(), IpAddr::V4(VM), true), (IpAddr::V4(VM), source.ip(), false)].iter().all(|e| ends.contains(e))
+    });
 }
