@@ -304,6 +304,13 @@ fn who_may_log_in_is_what_the_metadata_says_now_and_the_vm_is_known_again_after_
     scene.set_keys(&expiring("2099-01-01T00:00:00+0000"));
     assert!(enters("bob", "bob"));
 
+    let servers = "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' < $p/cmdline)\" in tombolo-sshd*) echo ${p#/proc/};; esac; done";
+    let before = scene.cloud.in_vm(VM, servers).ok();
+    scene.cloud.in_vm(VM, &format!("kill -9 {before}")).ok();
+    drop(scene.tunnel());
+    assert_ne!(scene.cloud.in_vm(VM, servers).ok(), before, "init has started another one");
+    assert!(enters("bob", "bob"));
+
     scene.verb("stop");
     scene.verb("start");
     drop(scene.tunnel());
