@@ -479,7 +479,8 @@ impl Hands {
 
 /// Whether the interface is an end of a cable between namespaces of ours. Workloads' cables come and go with them.
 fn is_kept(name: &IfName) -> bool {
-    [names::OUTGOING_PREFIX, names::INCOMING_PREFIX, "edge0", "vpc0", "mux"].iter().any(|p| name.as_str().starts_with(p))
+    let prefixes = [names::OUTGOING_PREFIX, names::INCOMING_PREFIX, "edge0", "iap0", "vpc0", "mux"];
+    prefixes.iter().any(|prefix| name.as_str().starts_with(prefix))
 }
 
 /// Consumer and producer of the link that this interface of `network`'s router is an end of.

@@ -1,6 +1,7 @@
 //! Tunnels of the Identity-Aware Proxy enter a VPC as packets like any other, from addresses that nobody else has.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpStream},
     sync::mpsc::sync_channel,
@@ -9,13 +10,14 @@ use std::{
 
 use host::{
     capture::Capture,
+    hands::verify::Lies,
     names,
     net::flow::{self, Said},
 };
 use lab::{Lab, Vm, packet, plan, scene::SILENCE, tcp, until};
 use model::{
     id::NetworkId,
-    planned::host::{FirewallRule, PlannedProtocol, VpcPlan},
+    planned::host::{Difference, FirewallRule, PlannedProtocol, VpcPlan},
     vpc::{Action, Direction, PortRange},
 };
 
@@ -177,6 +179,10 @@ fn tunnels_live_over_a_restart_of_the_host_and_over_changes_of_the_network() {
     lab.hands().apply_vpc(NetworkId(NET), &plan::with_endpoint(open(), "10.1.0.5", None)).unwrap();
     assert_eq!(tcp::ask(&mut stream, "still there").unwrap(), "still there");
     assert!(dial(&mut lab, NET, "10.1.0.2:22").is_ok(), "and new ones come about");
+    let lies = BTreeMap::from([(vm.id.clone(), Lies::Perhaps)]);
+    let (_, differences) = lab.hands().verify(&lies).unwrap();
+    let about = |d: &Difference| d.namespace.starts_with("iap") || d.what.contains("iap0");
+    assert!(!differences.iter().any(about), "{differences:?}");
     lab.hands().remove_vpc(NetworkId(NET)).unwrap();
     assert_eq!(lab.hands().pins().names().unwrap(), Vec::<String>::new());
 }
@@ -187,7 +193,8 @@ fn a_tunnel_is_a_flow_of_its_network() {
     let _server = vm.serve(22);
     let (out, said) = sync_channel(64);
     let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(NET))).unwrap().unwrap();
-    let _watch = flow::watch(NetworkId(NET), &netns, Duration::from_millis(200), out).unwrap();
+    let tuning = flow::Tuning { interval: Duration::from_millis(200), events_bytes: None };
+    let _watch = flow::watch(NetworkId(NET), &netns, tuning, out).unwrap();
     let mut stream = dial(&mut lab, NET, "10.1.0.2:22").unwrap();
     let source = tcp::greeting(&mut stream).unwrap();
     let mut ends = Vec::new();

@@ -39,8 +39,10 @@ pub enum Lies<'a> {
 impl Hands {
     /// The differences, none when the kernel equals the plans; and how many namespaces were looked at.
     pub fn verify(&self, workloads: &BTreeMap<WorkloadId, Lies<'_>>) -> Result<(usize, Vec<Difference>), KernelError> {
-        let wanted = self.wanted_spaces();
         let pinned: BTreeSet<String> = self.pins.names()?.into_iter().collect();
+        let mut wanted = self.wanted_spaces();
+        // Made when somebody needs it.
+        wanted.extend(self.vpcs.keys().map(|n| names::relay_ns(*n)).filter(|name| pinned.contains(name)));
         let mut differences = Vec::new();
         let mut tell = |namespace: &str, what: String| {
             differences.push(Difference { namespace: namespace.to_owned(), what });
@@ -85,18 +87,20 @@ impl View<'_> {
         let router = names::network_of(self.name);
         let plan = router.and_then(|network| hands.vpcs.get(&network));
         let edge = hands.vpcs.iter().find(|(network, _)| names::edge_ns(**network) == self.name).map(|(_, plan)| plan);
+        let relay = hands.vpcs.keys().any(|network| names::relay_ns(*network) == self.name);
         let wanted = match (router, plan, edge) {
             (Some(_), Some(plan), _) => Some(vpc::router(plan, &zones(&self.space))),
             // A router that is there for the link to somebody else's endpoint has no rules of its own.
             (Some(_), None, _) => None,
             (None, _, Some(plan)) => Some(vpc::edge(plan)),
+            (None, _, None) if relay => Some(vpc::relay()),
             (None, _, None) => Some(fabric::fabric(&hands.fabric)),
         };
         let mut said = self.links(router);
         if let Some(wanted) = &wanted {
             said.extend(self.contents(wanted)?);
         }
-        if edge.is_none() {
+        if edge.is_none() && !relay {
             said.extend(self.cables()?);
             let forward = if plan.is_some() { "1" } else { "0" };
             let settings = if router.is_some() { ROUTER_SYSCTLS } else { FABRIC_SYSCTLS };
@@ -119,7 +123,7 @@ impl View<'_> {
         };
         wanted.extend(self.here().map(|(id, _)| names::port(id)));
         let found = &self.space.links().by_name;
-        let perhaps: BTreeSet<IfName> = self.workloads.keys().map(names::port).collect();
+        let perhaps: BTreeSet<IfName> = self.workloads.keys().map(names::port).chain([names::to_relay()]).collect();
         // Others are not ours to judge: the kernel makes some by itself.
         let ours = |name: &&IfName| is_kept(name) || name.as_str().starts_with(names::PORT_PREFIX);
         let missing = wanted.iter().filter(|name| !found.contains_key(*name));
