@@ -42,7 +42,6 @@ pub(crate) struct Login {
     accounts: Arc<Accounts>,
     peer: SocketAddr,
     local: Option<SocketAddr>,
-    banner: Option<String>,
     account: Option<Account>,
     /// Dropped with a login, and with the connection.
     waiting: Option<oneshot::Sender<()>>,
@@ -66,7 +65,6 @@ impl Login {
             accounts,
             peer,
             local,
-            banner: None,
             account: None,
             waiting: None,
             channels: HashMap::new(),
@@ -149,10 +147,6 @@ impl Handler for Login {
                 Ok(Auth::reject())
             }
         }
-    }
-
-    async fn authentication_banner(&mut self) -> Result<Option<String>, russh::Error> {
-        Ok(self.banner.take())
     }
 
     async fn channel_open_session(
