@@ -7,6 +7,7 @@
 
 mod link;
 mod mirror;
+mod printed;
 mod serving;
 
 use std::{
@@ -137,6 +138,9 @@ impl Driver {
             if look {
                 self.look();
             }
+            for answer in self.serving.late_answers(&control) {
+                self.guest.send(answer);
+            }
             self.finish();
         }
     }
@@ -167,7 +171,9 @@ impl Driver {
                 self.serving.sandbox_says(&self.control, &workload, incarnation, event)
             }
             Event::Message(message) => {
-                self.serving.host_says(&self.control, message);
+                if let Some(answer) = self.serving.host_says(&self.control, message) {
+                    self.host.send(answer);
+                }
                 false
             }
         }
@@ -222,7 +228,7 @@ impl Driver {
                 eprintln!("control: cannot forget what is over: {fault}");
             }
         }
-        self.serving.tick(&self.control, now)
+        self.serving.tick(&self.control)
     }
 
     fn end_quarantines(&self, now: Timestamp) {

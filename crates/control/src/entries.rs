@@ -2,10 +2,11 @@
 //!
 //! The shapes are `logs`' business; this file finds out who an address was.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use logs::{
     Entry,
+    lines::LineNames,
     records::{self, FlowNames, PscNames, Reporter, RunNames, VmNames, VpcNames},
 };
 use model::{
@@ -13,6 +14,7 @@ use model::{
     lb,
     name::{Link, Scope},
     record::{FlowGap, FlowRecord, RequestRecord},
+    run::RevisionKey,
     time::Timestamp,
     vm, vpc,
 };
@@ -25,14 +27,28 @@ use crate::{
 
 /// The request log's entry.
 pub fn request(world: &World, record: &RequestRecord) -> Entry {
-    let labels = record.revision.as_ref().and_then(|key| world.revisions.get(key)).map(|r| &r.template.labels);
-    // Source: Cloud Run, user labels are copied; the client's own bookkeeping is not one.
-    let user = labels.into_iter().flatten().filter(|(k, _)| !k.starts_with("client.knative.dev/"));
     let names = RunNames {
-        user_labels: user.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        user_labels: record.revision.as_ref().map(|key| user_labels(world, key)).unwrap_or_default(),
         instance_id: record.instance.as_ref().and_then(|id| instance_id(world, id)),
     };
     records::request_entry(record, &names, random::number())
+}
+
+/// Source: Cloud Run, user labels are copied; the client's own bookkeeping is not one.
+fn user_labels(world: &World, revision: &RevisionKey) -> BTreeMap<String, String> {
+    let labels = world.revisions.get(revision).map(|r| &r.template.labels);
+    let user = labels.into_iter().flatten().filter(|(k, _)| !k.starts_with("client.knative.dev/"));
+    user.map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// What a container instance is called in the log of its service.
+pub fn line_names(world: &World, workload: &WorkloadId) -> Option<LineNames> {
+    let Holder::Container { revision, instance_id, .. } = &world.seats.get(workload)?.holder else { return None };
+    Some(LineNames {
+        revision: revision.clone(),
+        instance_id: instance_id.clone(),
+        user_labels: user_labels(world, revision),
+    })
 }
 
 fn instance_id(world: &World, workload: &WorkloadId) -> Option<String> {

@@ -5,6 +5,7 @@
 
 mod backlog;
 mod tunnels;
+mod printed;
 mod verify;
 mod workloads;
 
@@ -30,7 +31,7 @@ use model::{
 };
 
 pub use self::verify::verify;
-use self::{backlog::Backlog, workloads::Workload};
+use self::{backlog::Backlog, printed::Printed, workloads::Workload};
 use crate::{
     doors::Door,
     facts,
@@ -87,6 +88,8 @@ pub enum AgentError {
     Listen { path: PathBuf, source: io::Error },
     #[error("cannot take over what the kernel holds")]
     Kernel { source: KernelError },
+    #[error("cannot read what containers print")]
+    Printed { source: io::Error },
     #[error("cannot run sandboxes")]
     Sandboxes { source: SandboxError },
 }
@@ -179,6 +182,7 @@ enum Heard {
     /// An operator's question, and where the answer goes.
     Verify(SyncSender<Verified>),
     Dial(UnixStream, Dial),
+    Printed(FromHost),
 }
 
 pub struct Agent<S> {
@@ -203,6 +207,7 @@ pub struct Agent<S> {
     parking: Option<BTreeSet<u32>>,
     workloads: BTreeMap<WorkloadId, Workload>,
     waiting: Backlog,
+    printed: Printed,
 }
 
 /// What belongs to an applied VPC beside its rules.
@@ -231,7 +236,9 @@ impl<S: Sandboxes> Agent<S> {
         thread::spawn(move || tunnels::accept(&listener, &door));
         forward(events, tell.clone(), Heard::Sandbox);
         forward(said, tell.clone(), Heard::Flows);
-        verify::open(run_dir, tell).map_err(|source| AgentError::Listen { path: run_dir.to_owned(), source })?;
+        verify::open(run_dir, tell.clone()).map_err(|source| AgentError::Listen { path: run_dir.to_owned(), source })?;
+        let living = adopted.iter().map(|(id, _)| id.clone());
+        let printed = Printed::start(run_dir, living, tell).map_err(|source| AgentError::Printed { source })?;
         Ok(Agent {
             hands,
             sandboxes,
@@ -250,6 +257,7 @@ impl<S: Sandboxes> Agent<S> {
             parking: None,
             workloads: adopted.into_iter().map(|(id, incarnation)| (id, Workload::adopted(incarnation))).collect(),
             waiting: Backlog::default(),
+            printed,
         })
     }
 
@@ -284,6 +292,8 @@ impl<S: Sandboxes> Agent<S> {
                 self.launched(workload, incarnation, outcome);
             }
             Heard::Dial(stream, dial) => self.dial(&stream, &dial),
+            // Without control it waits in its file: the reader is told when there is a new one.
+            Heard::Printed(batch) => self.report(&batch),
             Heard::Flows(said) => self.report_later(match said {
                 Said::Flows(records) => FromHost::Flows(records),
                 Said::Gap(gap) => FromHost::Gap(gap),
@@ -303,6 +313,7 @@ impl<S: Sandboxes> Agent<S> {
         // A stream whose timeout cannot be set is one that has ended.
         self.control = stream.set_write_timeout(Some(TAKE_MAX)).is_ok().then_some(stream);
         self.report(&hello);
+        self.printed.anew();
         while self.control.is_some()
             && let Some(message) = self.waiting.next()
         {
@@ -354,6 +365,7 @@ impl<S: Sandboxes> Agent<S> {
                 }
             }
             ToHost::Complete => self.complete(),
+            ToHost::Logged { workload, next } => self.printed.logged(workload, next),
         }
     }
 

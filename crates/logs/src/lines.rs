@@ -1,22 +1,19 @@
 //! From what a container prints to entries: a line is an entry, and a line that is a JSON object is a structured one.
 //!
-//! Start with [`line_entry`]. Source: Cloud Run "Writing container logs", Logging agent "Special fields". Left in the
+//! Start with [`line_entry`]; [`system_entry`] is what the platform says beside it. Source: Cloud Run "Writing container logs", Logging agent "Special fields". Left in the
 //! payload as written, though the real cloud moves them out: `httpRequest`, `logging.googleapis.com/operation` and
 //! `logging.googleapis.com/sourceLocation`.
 
 use std::collections::BTreeMap;
 
-use model::{run::RevisionKey, time::Timestamp};
+use model::{
+    record::{PrintedLine, Stream},
+    run::RevisionKey,
+    time::Timestamp,
+};
 use serde_json::{Map, Value};
 
 use crate::entry::{Entry, LogName, LogTime, Payload, Resource, Severity, insert_id};
-
-/// Where a container writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    Stdout,
-    Stderr,
-}
 
 /// Who printed a line.
 #[derive(Clone, Debug)]
@@ -27,20 +24,33 @@ pub struct LineNames {
     pub user_labels: BTreeMap<String, String>,
 }
 
-/// The entry of one line, read at `at`. A line without text makes none.
-pub fn line_entry(line: &str, stream: Stream, names: &LineNames, at: Timestamp, chance: u32) -> Option<Entry> {
-    let line = line.trim_end_matches(['\n', '\r']);
-    if line.is_empty() {
-        return None;
-    }
-    let service = &names.revision.service;
-    let id = match stream {
+/// The entry of one line. Its number keeps lines of the same instant in their order.
+pub fn line_entry(line: &PrintedLine, number: u64, names: &LineNames) -> Entry {
+    let id = match line.stream {
         Stream::Stdout => "run.googleapis.com/stdout",
         Stream::Stderr => "run.googleapis.com/stderr",
     };
+    let order = u32::try_from(number % (1 << 32)).expect("less than 2^32");
+    let mut entry = entry(id, names, line.at, order);
+    match serde_json::from_str(&line.text) {
+        Ok(Value::Object(fields)) => structure(&mut entry, fields),
+        // Numbers, lists and what is no JSON stay text.
+        Ok(_) | Err(_) => entry.payload = Some(Payload::Text(line.text.clone())),
+    }
+    entry
+}
+
+/// What the platform says about an instance. Source: Cloud Run, `varlog/system`.
+pub fn system_entry(text: String, severity: Severity, names: &LineNames, at: Timestamp, chance: u32) -> Entry {
+    let payload = Some(Payload::Text(text));
+    Entry { severity, payload, ..entry("run.googleapis.com/varlog/system", names, at, chance) }
+}
+
+fn entry(id: &str, names: &LineNames, at: Timestamp, chance: u32) -> Entry {
+    let service = &names.revision.service;
     let mut labels = names.user_labels.clone();
     labels.insert("instanceId".to_owned(), names.instance_id.clone());
-    let mut entry = Entry {
+    Entry {
         log_name: LogName::in_project(&service.project, id),
         resource: Resource::new(
             "cloud_run_revision",
@@ -63,13 +73,7 @@ pub fn line_entry(line: &str, stream: Stream, names: &LineNames, at: Timestamp, 
         span_id: String::new(),
         trace_sampled: false,
         operation: None,
-    };
-    match serde_json::from_str(line) {
-        Ok(Value::Object(fields)) => structure(&mut entry, fields),
-        // Numbers, lists and what is no JSON stay text.
-        Ok(_) | Err(_) => entry.payload = Some(Payload::Text(line.to_owned())),
     }
-    Some(entry)
 }
 
 /// Moves the special fields out of the payload. One of the wrong type stays where it is.
@@ -146,19 +150,18 @@ mod tests {
             instance_id: "00ab".to_owned(),
             user_labels: BTreeMap::new(),
         };
-        let at = Timestamp(1_700_000_000_000_001);
-        line_entry(line, Stream::Stderr, &names, at, 1).map_or(Value::Null, |entry| entry.to_json())
+        let (at, text) = (Timestamp(1_700_000_000_000_001), line.to_owned());
+        line_entry(&PrintedLine { at, stream: Stream::Stderr, text }, 1, &names).to_json()
     }
 
     #[test]
     fn a_plain_line_is_text_without_severity_also_on_stderr() {
-        let entry = read("something broke\r\n");
+        let entry = read("something broke");
         assert_eq!(entry["textPayload"], "something broke");
         assert_eq!(entry["logName"], "projects/producer-1/logs/run.googleapis.com%2Fstderr");
         assert_eq!(entry["labels"], json!({"instanceId": "00ab"}));
         assert_eq!(entry["resource"]["labels"]["revision_name"], "hello-00001-abc");
         assert_eq!((entry.get("severity"), entry.get("trace")), (None, None));
-        assert_eq!(read("\n"), Value::Null);
     }
 
     #[test]

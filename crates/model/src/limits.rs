@@ -146,6 +146,8 @@ pub const METADATA_TOKEN_LEFT_MIN: Duration = Duration::from_secs(300);
 pub const SIGNING_KEY_LIFE: Duration = Duration::from_secs(14 * 86_400);
 /// A signing key is published this long before its first use, so that verifiers with a cached key set know it.
 pub const SIGNING_KEY_PUBLISHED_AHEAD: Duration = Duration::from_secs(86_400);
+/// Whoever needs a new cloud's first signing key waits this long for it; it takes a tenth of a second to make.
+pub const SIGNING_KEY_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Service accounts that users make in one project. Source: IAM, 100.
 pub const ACCOUNTS_PER_PROJECT_MAX: usize = 100;
 /// Keys that users hold of one service account. Source: IAM, 10.
@@ -274,6 +276,18 @@ pub const LOG_UNWRITTEN_BYTES_MAX: u64 = 8 << 20;
 pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(200);
 /// Records waiting to be written; more are dropped and the drop is recorded.
 pub const LOG_QUEUE_MAX: usize = 65_536;
+
+/// Bytes of one line that a container prints; longer ones become several entries. Source: Logging, 256 KB an entry.
+pub const PRINTED_LINE_BYTES_MAX: usize = 256 << 10;
+/// Lines of one container that wait for control: in files of about this many bytes, of which the oldest goes when there
+/// are more than this many.
+pub const PRINTED_FILE_BYTES: usize = 256 << 10;
+pub const PRINTED_FILES_MAX: u64 = 4;
+/// Lines of one container go to control in batches of about this many bytes, and not more often than this.
+pub const PRINTED_BATCH_BYTES: usize = 64 << 10;
+pub const PRINTED_BATCH_PAUSE: Duration = Duration::from_millis(50);
+/// How long what is known of a container outlives it, so that its last lines find their names.
+pub const PRINTED_NAMES_KEEP: Duration = Duration::from_secs(120);
 
 // ---- sandboxes ----
 

@@ -64,6 +64,41 @@ pub struct FlowRecord {
     pub forward: bool,
 }
 
+/// Where a program prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// One line that a container printed, without its line feed, or a piece of one that was too long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrintedLine {
+    /// When it was read.
+    pub at: Timestamp,
+    pub stream: Stream,
+    /// What is no UTF-8 is replaced.
+    pub text: String,
+}
+
+/// Consecutive lines of one container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Printed {
+    pub workload: WorkloadId,
+    /// The number of the first of these lines; a container's first line has number 0.
+    pub first: u64,
+    /// Lines before the first that came faster than they could be kept.
+    pub lost: u64,
+    pub lines: Vec<PrintedLine>,
+}
+
+impl Printed {
+    /// The number of the line that comes after these.
+    pub fn next(&self) -> u64 {
+        self.first + u64::try_from(self.lines.len()).unwrap_or(u64::MAX)
+    }
+}
+
 /// Flow events were lost between these instants (the kernel's buffer overflowed); said in the log rather than hidden.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlowGap {

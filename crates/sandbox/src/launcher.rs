@@ -29,6 +29,7 @@ use crate::{
     Error, builtin,
     cgroup::Cgroups,
     events::{Watch, Watcher},
+    printed,
     wire::{Answer, Birth, Epitaph, ExecRequest, Request, Service, Status},
 };
 
@@ -73,7 +74,9 @@ impl Launcher {
     /// Events of all sandboxes launched or adopted through this launcher go to `events`.
     pub fn new(config: Config, events: mpsc::Sender<Event>) -> Result<Launcher, Error> {
         let dir = config.run_dir.join("shim");
-        make_private(&dir).map_err(|source| Error::Directory { path: dir.clone(), source })?;
+        for dir in [&dir, &printed::dir(&config.run_dir)] {
+            make_private(dir).map_err(|source| Error::Directory { path: dir.clone(), source })?;
+        }
         builtin::install(&config.state_dir)
             .map_err(|source| Error::Directory { path: config.state_dir.join("layers"), source })?;
         let cgroups = Cgroups::detect(&config.cloud).map_err(|source| Error::Cgroups { source })?;

@@ -26,6 +26,7 @@ pub mod image;
 mod inside;
 mod launcher;
 mod output;
+pub mod printed;
 mod privilege;
 mod rootfs;
 mod seed;

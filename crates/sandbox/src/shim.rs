@@ -26,6 +26,7 @@ use model::{
     id::WorkloadId,
     limits::SANDBOX_OUTPUT_BYTES_MAX,
     planned::host::{Process, SandboxEvent, SandboxPlan},
+    record::Stream,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -38,6 +39,7 @@ use crate::{
     cgroup::{Cgroups, Group, OomWatch},
     launcher::check_uids,
     output::Output,
+    printed::Spool,
     privilege::Filter,
     rootfs::{self, Found, Tree, assemble},
     seed,
@@ -151,7 +153,9 @@ struct Workload {
     plan: SandboxPlan,
     listener: UnixListener,
     output: Output,
-    pipes: Vec<OwnedFd>,
+    /// Where lines go on their way to the logs; a VM's init has none.
+    spool: Option<Spool>,
+    pipes: Vec<(Stream, OwnedFd)>,
     oom: OomWatch,
     oom_seen: bool,
     kill_at: Option<Instant>,
@@ -252,7 +256,7 @@ impl Shim {
                 OomWatch::Events(fd) => (Source::Oom, fd.as_fd(), PollFlags::PRI),
             });
             let pipes = workload.pipes.iter().enumerate();
-            sources.extend(pipes.map(|(n, fd)| (Source::Pipe(n), fd.as_fd(), PollFlags::IN)));
+            sources.extend(pipes.map(|(n, (_, fd))| (Source::Pipe(n), fd.as_fd(), PollFlags::IN)));
         }
         let connections = self.connections.iter().enumerate();
         sources.extend(connections.map(|(n, c)| (Source::Connection(n), c.receiver.stream().as_fd(), PollFlags::IN)));
@@ -324,7 +328,8 @@ impl Shim {
 
     fn copy_output(&mut self, n: usize) -> io::Result<()> {
         let Some(workload) = &mut self.running else { return Ok(()) };
-        if drain(&workload.pipes[n], &mut workload.output, 1)? {
+        let (stream, pipe) = &workload.pipes[n];
+        if drain(pipe, *stream, &mut workload.output, workload.spool.as_mut(), 1)? {
             workload.pipes.swap_remove(n);
         }
         Ok(())
@@ -360,9 +365,12 @@ impl Shim {
             return Some(End::Never { why, listeners: self.connections });
         }
         let mut workload = self.running.take()?;
-        for pipe in &workload.pipes {
+        for (stream, pipe) in &workload.pipes {
             // Nobody writes any more; what is left is at most what a pipe holds.
-            drain(pipe, &mut workload.output, usize::MAX).ok();
+            drain(pipe, *stream, &mut workload.output, workload.spool.as_mut(), usize::MAX).ok();
+        }
+        if let Some(spool) = &mut workload.spool {
+            spool.finish(sys::wall_clock());
         }
         let dir = self.birth.run_dir.join("shim");
         for extension in ["sock", "log"] {
@@ -439,8 +447,9 @@ impl Shim {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         let oom = self.group.oom_watch()?;
-        let pipes = vec![out, err];
-        let workload = Workload { id, plan, listener, output, pipes, oom, oom_seen: false, kill_at: None };
+        let pipes = vec![(Stream::Stdout, out), (Stream::Stderr, err)];
+        let spool = matches!(plan.process, Process::Run { .. }).then(|| Spool::new(&self.birth.run_dir, &id));
+        let workload = Workload { id, plan, listener, output, spool, pipes, oom, oom_seen: false, kill_at: None };
         Ok((workload, [out_theirs, err_theirs]))
     }
 
@@ -466,13 +475,24 @@ fn take_program(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Copies at most `rounds` buffers; true at the end of the pipe.
-fn drain(pipe: &OwnedFd, output: &mut Output, rounds: usize) -> io::Result<bool> {
+fn drain(
+    pipe: &OwnedFd,
+    stream: Stream,
+    output: &mut Output,
+    mut spool: Option<&mut Spool>,
+    rounds: usize,
+) -> io::Result<bool> {
     let mut buffer = [0; 16 << 10];
     for _ in 0..rounds {
         match rustix::io::read(pipe, &mut buffer[..]) {
             Ok(0) => return Ok(true),
-            // A full disk costs output, not the workload.
-            Ok(n) => drop(output.write(&buffer[..n])),
+            Ok(n) => {
+                // A full disk costs output, not the workload.
+                drop(output.write(&buffer[..n]));
+                if let Some(spool) = &mut spool {
+                    spool.write(stream, &buffer[..n], sys::wall_clock());
+                }
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(false),
             Err(e) => return Err(e.into()),
         }

@@ -275,3 +275,8 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         check(libc::c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request))).map(drop)
     }
 }
+
+pub(crate) fn wall_clock() -> model::time::Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    model::time::Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

@@ -7,41 +7,42 @@ use logs::Journal;
 use model::{
     fault::Fault,
     id::WorkloadId,
-    limits::{RUN_RESTART_MAX, RUN_RESTART_MIN},
+    limits::{MINTS_MAX, RUN_RESTART_MAX, RUN_RESTART_MIN},
     planned::{
         edge::{EdgeItem, EdgeKey, FromProxy},
-        guest::{FromGuest, GuestItem, GuestKey, ToGuest},
-        host::{CellId, CellPlan, FromHost, SandboxEvent},
+        guest::{FromGuest, GuestItem, GuestKey, ToGuest, Want},
+        host::{CellId, CellPlan, FromHost, SandboxEvent, ToHost},
     },
     time::Timestamp,
     vm,
 };
 
+use super::printed::Printed;
 use crate::{
     entries,
     instances::{Action, Event, Fleet, Tuning},
-    kind::Record,
+    kind::{Kind, Record},
+    operation::{Operation, OperationState},
     ops::{Change, Control},
     random, run,
     tokens::Mint,
     world::{Holder, SeatRecord, World},
 };
 
-/// How often it is asked whether the signing key is due.
-const ROTATION_CHECK: Duration = Duration::from_secs(60);
-
 pub struct Serving {
     fleet: Fleet,
     mint: Arc<Mint>,
     journal: Arc<Journal>,
-    rotation_checked: Timestamp,
+    /// Asks for ID tokens that came before the first signing key.
+    asks: Vec<FromGuest>,
     deaths: BTreeMap<WorkloadId, Death>,
+    printed: Printed,
 }
 
 impl Serving {
     pub fn new(tuning: Tuning, mint: Arc<Mint>, journal: Arc<Journal>) -> Serving {
         let fleet = Fleet::new(tuning, Box::new(random::hex));
-        Serving { fleet, mint, journal, rotation_checked: Timestamp::default(), deaths: BTreeMap::new() }
+        Serving { fleet, mint, journal, asks: Vec::new(), deaths: BTreeMap::new(), printed: Printed::default() }
     }
 
     /// The fabric and every container instance.
@@ -108,7 +109,11 @@ impl Serving {
                 return false;
             }
             FromProxy::Demand { revision, waiting, in_flight } => Event::Demand { revision, waiting, in_flight },
-            FromProxy::Probed { instance, outcome, .. } => Event::Probed { instance, outcome },
+            FromProxy::Probed { instance, outcome, .. } => {
+                let said = self.printed.probed(&control.read(), &instance, &outcome, control.now());
+                self.journal.append(said.as_slice());
+                Event::Probed { instance, outcome }
+            }
             FromProxy::Idle { instance, idle_ms, .. } => Event::Idle { instance, idle: Duration::from_millis(idle_ms) },
             FromProxy::Drained { instance } => Event::Drained { instance },
         };
@@ -122,6 +127,8 @@ impl Serving {
         incarnation: u32,
         event: SandboxEvent,
     ) -> bool {
+        let said = self.printed.ended(&control.read(), workload, &event, control.now());
+        self.journal.append(said.as_slice());
         let holder = control.read().seats.get(workload).map(|seat| (seat.incarnation, seat.holder.clone()));
         match holder {
             Some((_, Holder::Container { .. })) => {
@@ -131,7 +138,15 @@ impl Serving {
                 self.fleet_says(control, Event::Sandbox { instance: workload.clone(), event })
             }
             Some((now, Holder::Vm(_))) if now == incarnation => {
-                if let SandboxEvent::Exited { .. } = event {
+                let began = match &event {
+                    SandboxEvent::Started { .. } => true,
+                    SandboxEvent::Exited { .. } => false,
+                    SandboxEvent::Failed { why } => {
+                        eprintln!("control: {workload} could not be started: {why}");
+                        vm_not_started(control, workload, incarnation)
+                    }
+                };
+                if !began {
                     let death = self.deaths.entry(workload.clone()).or_default();
                     death.again(incarnation, control.steady());
                     self.raise_vms(control);
@@ -142,8 +157,13 @@ impl Serving {
         }
     }
 
-    pub(super) fn host_says(&mut self, control: &Control, message: FromHost) {
+    pub(super) fn host_says(&mut self, control: &Control, message: FromHost) -> Option<ToHost> {
         match message {
+            FromHost::Printed(batch) => {
+                let (entries, answer) = self.printed.lines(&control.read(), batch, control.now());
+                self.journal.append(&entries);
+                return Some(answer);
+            }
             FromHost::Flows(records) => {
                 let world = control.read();
                 let now = control.now();
@@ -153,10 +173,18 @@ impl Serving {
             FromHost::Gap(gap) => self.journal.append(&entries::gap(&control.read(), &gap, control.now())),
             FromHost::Hello { .. } | FromHost::Observed { .. } | FromHost::Sandbox { .. } => {}
         }
+        None
     }
 
-    pub(super) fn guest_asks(&self, control: &Control, message: FromGuest) -> Option<ToGuest> {
+    pub(super) fn guest_asks(&mut self, control: &Control, message: FromGuest) -> Option<ToGuest> {
         match message {
+            // Nobody may wait here. The guest does not wait for long either, so nothing lies here for ever.
+            FromGuest::Mint { want: Want::IdToken { .. }, .. } if self.mint.try_ring().is_none() => {
+                if self.asks.len() < MINTS_MAX {
+                    self.asks.push(message);
+                }
+                None
+            }
             FromGuest::Mint { ticket, seat, want } => {
                 let outcome = self.mint.for_seat(&control.read(), seat, &want, control.now());
                 Some(ToGuest::Minted { ticket, outcome })
@@ -165,14 +193,15 @@ impl Serving {
         }
     }
 
-    pub(super) fn tick(&mut self, control: &Control, now: Timestamp) -> bool {
-        if now.since(self.rotation_checked) > ROTATION_CHECK {
-            self.rotation_checked = now;
-            if let Err(error) = self.mint.rotate(control) {
-                eprintln!("control: cannot rotate the signing key: {error}");
-            }
-        }
+    /// Answers to what was asked before there was a key to sign with.
+    pub(super) fn late_answers(&mut self, control: &Control) -> Vec<ToGuest> {
+        let asks = std::mem::take(&mut self.asks);
+        asks.into_iter().filter_map(|ask| self.guest_asks(control, ask)).collect()
+    }
+
+    pub(super) fn tick(&mut self, control: &Control) -> bool {
         self.raise_vms(control);
+        self.printed.forget(&control.read(), control.now());
         self.fleet_says(control, Event::Look)
     }
 
@@ -191,8 +220,17 @@ impl Serving {
     pub(super) fn fleet_says(&mut self, control: &Control, event: Event) -> bool {
         let actions = self.fleet.on(event, &control.read(), control.steady());
         for action in &actions {
-            if let Err(fault) = act(control, action) {
-                eprintln!("control: cannot carry out {action:?}: {fault}");
+            if let Action::Stop(workload) = action {
+                // Its last lines come when its seat is gone.
+                self.printed.remember(&control.read(), workload, control.now());
+            }
+            match (act(control, action), action) {
+                (Ok(()), Action::Start(seat, reason)) => {
+                    let said = self.printed.started(&control.read(), &seat.workload, reason.text(), control.now());
+                    self.journal.append(said.as_slice());
+                }
+                (Ok(()), _) => {}
+                (Err(fault), _) => eprintln!("control: cannot carry out {action:?}: {fault}"),
             }
         }
         // A stored change rings by itself; a phase of an instance does not.
@@ -243,6 +281,45 @@ impl Death {
         let (incarnation, _) = self.pending.filter(|(_, not_before)| *not_before <= now)?;
         self.pending = None;
         Some(incarnation)
+    }
+}
+
+/// A VM that the machine could not start is gone if it was being made, and switched off if somebody was starting it;
+/// whoever waits for that hears why. False when nobody waits: it had run before.
+/// Source: Compute, an insert that fails leaves no instance.
+fn vm_not_started(control: &Control, workload: &WorkloadId, incarnation: u32) -> bool {
+    let decided = control.commit(|world, txn| {
+        let Some(seat) = world.seats.get(workload).filter(|s| s.incarnation == incarnation) else { return Ok(true) };
+        let Holder::Vm(link) = &seat.holder else { return Ok(true) };
+        let waits = |o: &&Operation| matches!(o.verb.as_str(), "insert" | "start");
+        let Some(operation) = world.running_on(link).find(waits) else { return Ok(false) };
+        // What failed is the machine's business and stands in its log; users can only try again.
+        let fault = Fault::internal("Internal error. Please try again or contact whoever operates this cloud.");
+        let state = OperationState::Done { at: txn.now, fault: Some(fault) };
+        txn.push(Change::Operation(Box::new(Operation { state, ..operation.clone() })));
+        match world.get::<vm::Instance>(link) {
+            Some(vm) if operation.verb == "start" => {
+                let spec = vm::Instance { wanted: vm::Power::Off, ..vm.spec.clone() };
+                txn.put(Record { spec, generation: vm.generation + 1, ..vm.clone() });
+            }
+            Some(vm) => {
+                vm::Instance::retire(vm, world, txn)?;
+                txn.push(Change::NoObject(link.clone()));
+                txn.push(Change::NoPolicy(link.to_string()));
+            }
+            None => {}
+        }
+        Ok(true)
+    });
+    match decided {
+        Ok((waited, _)) => {
+            control.finished.notify_waiters();
+            waited
+        }
+        Err(fault) => {
+            eprintln!("control: cannot give up {workload}: {fault}");
+            true
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use logs::{Journal, journal::Bounds};
 use model::{
     iam::Principal,
     name::{self, ProjectId, Scope},
+    planned::host::SandboxEvent,
     vm,
 };
 use tokio::{
@@ -56,6 +57,7 @@ impl Scene {
         let wanted = Wanted { id: "producer-1".into(), display_name: None, parent: None, labels: Default::default() };
         projects::create(&control, &admin, &wanted).unwrap();
         let mint = Arc::new(Mint::open(&control).unwrap());
+        mint.tend(&control).unwrap();
         let serving = Serving::new(Tuning::default(), mint, Arc::new(Journal::in_memory(Bounds::default())));
         let driver = Driver::new(control.clone(), &dir, plan::Settings { psc_idle_s: 1 }, serving);
         let (proxy, guest) = (bind(&dir, "proxy.sock"), bind(&dir, "guest.sock"));
@@ -89,10 +91,41 @@ impl Scene {
         self.control.insert(&self.admin, draft).unwrap().name
     }
 
+    /// Makes it, and says that it is done whatever the host says.
     fn insert<K: Kind>(&self, name: &str, scope: Scope, spec: K) -> name::Link {
         let link = name::Link::new(&self.link().project, scope, K::COLLECTION, name);
-        self.begin(link.clone(), spec);
+        let operation = self.begin(link.clone(), spec);
+        self.control.finish(&[(operation, None)]).unwrap();
         link
+    }
+
+    fn subnet(&self) -> name::Link {
+        let network = vpc::Network { auto_create_subnetworks: false, mtu: 1_460, description: None };
+        let subnet = vpc::Subnetwork {
+            network: self.insert("n", Scope::Global, network),
+            range: "10.0.0.0/24".parse().unwrap(),
+            purpose: vpc::Purpose::Private,
+            role: None,
+            private_ip_google_access: false,
+            flow_logs: None,
+            description: None,
+        };
+        self.insert("s", Scope::Region("us-west1".parse().unwrap()), subnet)
+    }
+
+    fn vm(&self, subnetwork: name::Link, automatic_restart: bool) -> vm::Instance {
+        vm::Instance {
+            machine_type: "e2-micro".into(),
+            network: self.link(),
+            subnetwork,
+            address: crate::kinds::holding::UNDECIDED,
+            tags: vec![],
+            metadata: Default::default(),
+            service_account: None,
+            description: None,
+            wanted: vm::Power::On,
+            automatic_restart,
+        }
     }
 
     fn delete(&self) -> String {
@@ -115,6 +148,10 @@ impl Scene {
             finished.await;
         }
     }
+}
+
+fn zone() -> Scope {
+    Scope::Zone("us-west1-b".parse().unwrap())
 }
 
 fn bind(dir: &Path, name: &str) -> UnixListener {
@@ -163,6 +200,7 @@ async fn told_anew(host: &mut UnixStream) -> Vec<(CellId, Generation)> {
             }
             ToHost::Remove { cell, generation } => removals.push((cell, generation)),
             ToHost::Complete => return removals,
+            ToHost::Logged { .. } => {}
         }
     }
 }
@@ -208,6 +246,7 @@ async fn however_often_a_host_comes_back_generations_do_not_run_ahead_of_the_sto
         loop {
             match hear(&mut host).await {
                 ToHost::Complete => break,
+                ToHost::Logged { .. } => {}
                 ToHost::Apply { generation, .. } | ToHost::Remove { generation, .. } => {
                     let revision = scene.control.read().revision;
                     assert!(generation.0 <= revision, "{generation:?} before revision {revision}");
@@ -220,32 +259,9 @@ async fn however_often_a_host_comes_back_generations_do_not_run_ahead_of_the_sto
 #[tokio::test]
 async fn a_vm_that_ends_is_started_again_unless_its_owner_said_otherwise() {
     let scene = Scene::new();
-    scene.create();
-    let region = Scope::Region("us-west1".parse().unwrap());
-    let subnet = vpc::Subnetwork {
-        network: scene.link(),
-        range: "10.0.0.0/24".parse().unwrap(),
-        purpose: vpc::Purpose::Private,
-        role: None,
-        private_ip_google_access: false,
-        flow_logs: None,
-        description: None,
-    };
-    let subnetwork = scene.insert("s", region, subnet);
+    let subnetwork = scene.subnet();
     for (name, automatic_restart) in [("again", true), ("once", false)] {
-        let vm = vm::Instance {
-            machine_type: "e2-micro".into(),
-            network: scene.link(),
-            subnetwork: subnetwork.clone(),
-            address: crate::kinds::holding::UNDECIDED,
-            tags: vec![],
-            metadata: Default::default(),
-            service_account: None,
-            description: None,
-            wanted: vm::Power::On,
-            automatic_restart,
-        };
-        let link = scene.insert(name, Scope::Zone("us-west1-b".parse().unwrap()), vm);
+        let link = scene.insert(name, zone(), scene.vm(subnetwork.clone(), automatic_restart));
         let seat_of = |world: &World| world.seats.values().find(|s| s.holder == Holder::Vm(link.clone())).cloned();
         let seat = seat_of(&scene.control.read()).unwrap();
         serving::vm_ended(&scene.control, &seat.workload, seat.incarnation);
@@ -254,4 +270,36 @@ async fn a_vm_that_ends_is_started_again_unless_its_owner_said_otherwise() {
         let restarted = seat_of(&world).unwrap().incarnation > seat.incarnation;
         assert_eq!((is_on, restarted), (automatic_restart, automatic_restart), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_the_machine_cannot_start_leaves_an_operation_that_says_so_and_no_instance() {
+    let scene = Scene::new();
+    let link = name::Link::new(&scene.link().project, zone(), vm::Instance::COLLECTION, "vm");
+    let insertion = scene.begin(link.clone(), scene.vm(scene.subnet(), true));
+    let (mut host, _) = scene.host().accept().await.unwrap();
+    let refusing = async {
+        loop {
+            let ToHost::Apply { cell, generation, plan } = hear(&mut host).await else { continue };
+            let mut fault = None;
+            if let (CellId::Workload(workload), CellPlan::Workload(plan)) = (&cell, &*plan) {
+                fault = Some("no cgroup".to_owned());
+                let event = SandboxEvent::Failed { why: "no cgroup".to_owned() };
+                let (workload, incarnation) = (workload.clone(), plan.incarnation);
+                let failed = FromHost::Sandbox { workload, incarnation, event };
+                ipc::write_async(&mut host, &failed).await.unwrap();
+            }
+            ipc::write_async(&mut host, &FromHost::Observed { cell, generation, fault }).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = scene.done(&insertion) => {}
+        () = refusing => {}
+    }
+    let world = scene.control.read();
+    let crate::operation::OperationState::Done { fault: Some(fault), .. } = &world.operations[&insertion].state else {
+        panic!("{:?}", world.operations[&insertion])
+    };
+    assert!(fault.message.starts_with("Internal error."), "{fault:?}");
+    assert!(world.get::<vm::Instance>(&link).is_none() && world.seats.is_empty(), "the name and the place are free");
 }

@@ -58,7 +58,7 @@ impl Backlog {
             }
             FromHost::Gap(FlowGap { network, from, to }) => self.widen(network, from, to),
             // Nothing else waits here: control hears of it again when it sends its plans.
-            FromHost::Hello { .. } | FromHost::Observed { .. } | FromHost::Sandbox { .. } => {}
+            FromHost::Hello { .. } | FromHost::Observed { .. } | FromHost::Sandbox { .. } | FromHost::Printed(_) => {}
         }
     }
 

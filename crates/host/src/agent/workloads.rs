@@ -197,6 +197,7 @@ impl<S: Sandboxes> Agent<S> {
     }
 
     fn ended(&mut self, id: WorkloadId) {
+        self.printed.ended(id.clone());
         let Some(workload) = self.workloads.get_mut(&id) else { return };
         let phase = mem::replace(&mut workload.phase, Phase::Ended);
         let (incarnation, realm) = (workload.incarnation, workload.attach.as_ref().map(realm_of));

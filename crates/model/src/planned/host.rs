@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cidr::Cidr,
     id::{EndpointId, Generation, ListenerId, NetworkId, WorkloadId},
-    record::{FlowGap, FlowRecord},
+    record::{FlowGap, FlowRecord, Printed},
     vpc::{Action, Direction, PortRange},
 };
 
@@ -203,6 +203,11 @@ pub enum ToHost {
     },
     /// All cells have been sent since the connection was made; what is in none of them goes.
     Complete,
+    /// The lines that this workload printed before number `next` are in the log.
+    Logged {
+        workload: WorkloadId,
+        next: u64,
+    },
 }
 
 /// Host to control.
@@ -225,6 +230,8 @@ pub enum FromHost {
     },
     Flows(Vec<FlowRecord>),
     Gap(FlowGap),
+    /// Said again to a control that comes back, until it answers `Logged`.
+    Printed(Printed),
 }
 
 /// Control to host, on a connection of its own: a tunnel of the Identity-Aware Proxy is to be connected to a port of a
