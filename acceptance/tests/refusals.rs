@@ -49,7 +49,9 @@ fn unix_s() -> i64 {
 fn signing_key(cloud: &str) -> Arc<SigningKey> {
     let store = Embedded::open(&Path::new("/var/lib/tombolo").join(cloud).join("control/store.redb")).unwrap();
     let control = Control::open(Arc::new(store), Arc::new(|| Timestamp::from_unix_s(unix_s()))).unwrap();
-    Mint::open(&control).unwrap().ring().signer(Timestamp::from_unix_s(unix_s()))
+    let mint = Mint::open(&control).unwrap();
+    mint.tend(&control).unwrap();
+    mint.ring().unwrap().signer(Timestamp::from_unix_s(unix_s()))
 }
 
 fn part(token: &str, n: usize) -> Value {

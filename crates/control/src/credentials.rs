@@ -57,7 +57,7 @@ pub fn jwt_bearer(mint: &Mint, world: &World, text: &str, now: Timestamp) -> Res
         ),
         _ => invalid(SIGNATURE),
     })?;
-    if account.disabled {
+    if !accounts::is_usable(world, account) {
         return Err(oauth("invalid_client", "The OAuth client was disabled."));
     }
     let grant = verified.grant(TOKEN_ENDPOINTS[0]).map_err(|why| match why {
@@ -80,7 +80,7 @@ pub fn jwt_bearer(mint: &Mint, world: &World, text: &str, now: Timestamp) -> Res
             let mut claims = account_claims(account, &audience, None, now);
             // Source: tokens of this grant name the presenter by address.
             claims.azp = Some(account.email.clone());
-            Ok(Granted::Id { token: mint.id_token(&claims, now) })
+            Ok(Granted::Id { token: mint.id_token(&claims, now)? })
         }
     }
 }
@@ -97,7 +97,7 @@ pub fn refresh(mint: &Mint, world: &World, token: &str, client_id: &str, now: Ti
         .access_token(claims.principal, scopes.to_vec(), now, TOKEN_LIFETIME)
         .map_err(|_| oauth("invalid_scope", "Too many scopes."))?;
     let audience = if client_id.is_empty() { GCLOUD_CLIENT } else { client_id };
-    let id = mint.id_token(&user_claims(&email, audience, now), now);
+    let id = mint.id_token(&user_claims(&email, audience, now), now)?;
     Ok(Granted::User { access, id, scope, expires_in_s: EXPIRES_IN_S })
 }
 
@@ -198,7 +198,7 @@ fn missing(field: &str) -> Fault {
     )
 }
 
-/// `generateIdToken`.
+/// `generateIdToken`. May wait for the cloud's first signing key: call it where blocking is fine.
 pub fn id_token(
     mint: &Mint,
     control: &Control,
@@ -207,6 +207,7 @@ pub fn id_token(
     audience: &str,
     include_email: bool,
 ) -> Result<String, Fault> {
+    mint.ring()?;
     let now = control.now();
     let account = impersonate(control, &control.read(), caller, ask, "iam.serviceAccounts.getOpenIdToken")?;
     if audience.is_empty() {
@@ -217,7 +218,7 @@ pub fn id_token(
         claims.email = None;
         claims.email_verified = false;
     }
-    Ok(mint.id_token(&claims, now))
+    mint.id_token(&claims, now)
 }
 
 /// A signature and the id of the key that made it.

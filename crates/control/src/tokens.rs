@@ -6,7 +6,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    io,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
@@ -21,7 +24,8 @@ use model::{
     fault::Fault,
     iam::{Principal, ServiceAccount},
     limits::{
-        METADATA_TOKEN_LEFT_MIN, MINT_CACHE_MAX, OPERATOR_TOKEN_LIFETIME, REFRESH_TOKEN_LIFETIME, TOKEN_LIFETIME,
+        METADATA_TOKEN_LEFT_MIN, MINT_CACHE_MAX, OPERATOR_TOKEN_LIFETIME, REFRESH_TOKEN_LIFETIME, SIGNING_KEY_WAIT_MAX,
+        TOKEN_LIFETIME,
     },
     planned::{
         edge::PublicKey,
@@ -46,12 +50,16 @@ const REFRESH_PREFIX: &str = "1//0";
 /// How [`access::mint_access`] begins a user's token; a refresh token wears another prefix.
 const USER_PREFIX: &str = "ya29.a0";
 
+/// How often it is asked whether a signing key is due, and how soon again when one could not be made.
+const KEYS_CHECK: Duration = Duration::from_secs(60);
+const KEYS_RETRY: Duration = Duration::from_secs(1);
+
 /// The private keys as they are stored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secrets {
     /// What access tokens are sealed with: 32 bytes, base64.
     access: String,
-    /// What ID tokens are signed with.
+    /// What ID tokens are signed with. Empty until the first one is made.
     ring: Vec<StoredKey>,
 }
 
@@ -90,7 +98,10 @@ pub enum Refused {
 pub struct Mint {
     access: AccessKey,
     refresh: AccessKey,
-    ring: RwLock<KeyRing>,
+    /// None until a new cloud's first key is made and stored.
+    ring: Mutex<Option<KeyRing>>,
+    /// Rings when there is one.
+    founded: Condvar,
     cache: Mutex<HashMap<CacheKey, (String, Timestamp)>>,
     system: Mutex<HashMap<String, Arc<SigningKey>>>,
 }
@@ -107,38 +118,32 @@ struct CacheKey {
 }
 
 impl Mint {
-    /// The cloud's keys, made and stored on its first start.
+    /// The cloud's keys, made and stored on its first start. The one that signs ID tokens takes a tenth of a second to
+    /// make, which nobody who only asks for access tokens should wait for: it is left to [`Mint::tend`].
     pub fn open(control: &Control) -> Result<Mint, MintError> {
-        Mint::open_with(control, SigningKey::generate)
-    }
-
-    /// [`Mint::open`] for who begins early to make the key that a first start needs.
-    pub fn open_with(
-        control: &Control,
-        first_key: impl FnOnce() -> Result<SigningKey, KeyError>,
-    ) -> Result<Mint, MintError> {
         let stored = control.read().secrets.clone();
         let secrets = match stored {
             Some(secrets) => secrets,
-            None => Mint::found(control, first_key()?)?,
+            None => Mint::found(control)?,
         };
         let bytes = base64::decode(Form::Standard, &secrets.access).ok_or(MintError::AccessKey)?;
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| MintError::AccessKey)?;
         let derived = digest::digest(&digest::SHA256, &[b"refresh tokens".as_slice(), &bytes].concat());
         let derived: [u8; 32] = derived.as_ref().try_into().expect("SHA-256 gives 32 bytes");
+        let ring = if secrets.ring.is_empty() { None } else { Some(KeyRing::from_stored(&secrets.ring)?) };
         Ok(Mint {
             access: AccessKey::from_bytes(bytes),
             refresh: AccessKey::from_bytes(derived),
-            ring: RwLock::new(KeyRing::from_stored(&secrets.ring)?),
+            ring: Mutex::new(ring),
+            founded: Condvar::new(),
             cache: Mutex::default(),
             system: Mutex::default(),
         })
     }
 
-    fn found(control: &Control, first_key: SigningKey) -> Result<Secrets, MintError> {
-        let ring = KeyRing::new(first_key, control.now());
+    fn found(control: &Control) -> Result<Secrets, MintError> {
         let access = base64::encode(Form::Standard, &AccessKey::generate().to_bytes());
-        let fresh = Secrets { access, ring: ring.stored() };
+        let fresh = Secrets { access, ring: Vec::new() };
         let decide = |world: &World, txn: &mut crate::ops::Txn| match &world.secrets {
             Some(theirs) => Ok(theirs.clone()),
             None => {
@@ -149,18 +154,42 @@ impl Mint {
         control.commit(decide).map(|(secrets, _)| secrets).map_err(MintError::Store)
     }
 
-    /// Makes the next signing key when it is time, and forgets dead ones; to be called every hour or so on a thread
-    /// that may block. True when the published keys have changed.
-    pub fn rotate(&self, control: &Control) -> Result<bool, MintError> {
+    /// Starts the thread that makes signing keys: a new cloud's first one at once, each next one when it is time.
+    pub fn keep(self: &Arc<Mint>, control: &Arc<Control>) -> io::Result<()> {
+        let (mint, control) = (self.clone(), control.clone());
+        let keep = move || loop {
+            let pause = match mint.tend(&control) {
+                Ok(_) => KEYS_CHECK,
+                Err(error) => {
+                    eprintln!("control: cannot make the signing key that is due: {error}");
+                    KEYS_RETRY
+                }
+            };
+            thread::sleep(pause);
+        };
+        thread::Builder::new().name("keys".to_owned()).spawn(keep)?;
+        Ok(())
+    }
+
+    /// Makes the signing key that is due, if one is, and forgets dead ones. True when the published keys have changed.
+    ///
+    /// Takes a tenth of a second when it makes one: call it on a thread that may block. A key is stored before anything
+    /// is signed with it.
+    pub fn tend(&self, control: &Control) -> Result<bool, MintError> {
         let now = control.now();
-        let mut ring = self.ring.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let wants = ring.wants_successor(now);
-        if wants {
-            ring.add(SigningKey::generate()?, now);
-        }
-        if !ring.retire(now) && !wants {
-            return Ok(false);
-        }
+        let ring = match self.try_ring() {
+            None => KeyRing::new(SigningKey::generate()?, now),
+            Some(mut ring) => {
+                let due = ring.wants_successor(now);
+                if due {
+                    ring.add(SigningKey::generate()?, now);
+                }
+                if !ring.retire(now) && !due {
+                    return Ok(false);
+                }
+                ring
+            }
+        };
         let decide = |world: &World, txn: &mut crate::ops::Txn| {
             if let Some(secrets) = &world.secrets {
                 txn.push(Change::Secrets(Box::new(Secrets { ring: ring.stored(), ..secrets.clone() })));
@@ -168,18 +197,30 @@ impl Mint {
             Ok(())
         };
         control.commit(decide).map_err(MintError::Store)?;
-        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
+        *self.ring.lock().unwrap_or_else(PoisonError::into_inner) = Some(ring);
+        self.founded.notify_all();
+        // The driver may have looked between the commit and now.
+        control.changed.notify_one();
         Ok(true)
     }
 
-    /// The ring as it is: public keys, certificates, how long copies of them stay fresh.
-    pub fn ring(&self) -> KeyRing {
-        self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The ring if there is one yet.
+    pub fn try_ring(&self) -> Option<KeyRing> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What verifiers need.
+    /// The ring: public keys, certificates, how long copies of them stay fresh. Waits for a new cloud's first key: call
+    /// it on a thread that may block and does not hold the world, which storing the key has to change.
+    pub fn ring(&self) -> Result<KeyRing, Fault> {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = self.founded.wait_timeout_while(ring, SIGNING_KEY_WAIT_MAX, |ring| ring.is_none());
+        let (ring, _) = found.unwrap_or_else(PoisonError::into_inner);
+        ring.clone().ok_or_else(no_key_yet)
+    }
+
+    /// What verifiers need; nothing before the first key is there.
     pub fn public(&self) -> Vec<PublicKey> {
-        self.ring().public()
+        self.try_ring().map(|ring| ring.public()).unwrap_or_default()
     }
 
     /// An access token of an hour, or of `lifetime`.
@@ -188,14 +229,16 @@ impl Mint {
         principal: Principal,
         scopes: Vec<String>,
         now: Timestamp,
-        lifetime: std::time::Duration,
+        lifetime: Duration,
     ) -> Result<String, AccessError> {
         let claims = AccessClaims { principal, scopes, issued: now, expires: now.plus(lifetime) };
         access::mint_access(&self.access, &claims)
     }
 
-    pub(crate) fn id_token(&self, claims: &IdClaims, now: Timestamp) -> String {
-        sign_id_token(&self.ring().signer(now), claims)
+    /// Does not wait for the first key: whoever can has called [`Mint::ring`] before.
+    pub(crate) fn id_token(&self, claims: &IdClaims, now: Timestamp) -> Result<String, Fault> {
+        let ring = self.try_ring().ok_or_else(no_key_yet)?;
+        Ok(sign_id_token(&ring.signer(now), claims))
     }
 
     /// The token that the operator's file holds: all scopes, for a person.
@@ -235,7 +278,7 @@ impl Mint {
         match &claims.principal {
             Principal::User { .. } => Ok(claims),
             Principal::ServiceAccount { email, unique_id } => match world.accounts.get(email) {
-                Some(account) if account.unique_id == *unique_id && !account.disabled => Ok(claims),
+                Some(account) if account.unique_id == *unique_id && accounts::is_usable(world, account) => Ok(claims),
                 Some(_) | None => Err(Refused::AccountState),
             },
         }
@@ -276,7 +319,7 @@ impl Mint {
             identity::token::TokenError::Expired => Refused::Expired,
             _ => Refused::Unknown,
         })?;
-        if account.disabled {
+        if !accounts::is_usable(world, account) {
             return Err(Refused::AccountState);
         }
         let scopes = verified.credential(service).map_err(|_| Refused::Unknown)?;
@@ -377,6 +420,7 @@ impl Mint {
             Want::IdToken { audience, full } => {
                 let google = if *full { tenant.google_claim(world) } else { None };
                 self.id_token(&account_claims(account, audience, google, now), now)
+                    .map_err(|_| MintRefusal::Unusable)?
             }
         };
         self.remember(key, token.clone(), expires, now);
@@ -401,6 +445,10 @@ impl Mint {
         }
         cache.insert(key, (token, expires));
     }
+}
+
+fn no_key_yet() -> Fault {
+    Fault::unavailable("The cloud's first signing key is still being made. Try again.")
 }
 
 fn left_s(expires: Timestamp, now: Timestamp) -> u64 {
@@ -469,7 +517,8 @@ impl Tenant<'_> {
             Tenant::Vm { account, .. } => account.email.as_str(),
             Tenant::Container { account, .. } => account,
         };
-        let account = world.accounts.get(email).filter(|a| !a.disabled).ok_or(MintRefusal::Unusable)?;
+        let account = world.accounts.get(email).filter(|a| accounts::is_usable(world, a));
+        let account = account.ok_or(MintRefusal::Unusable)?;
         match self {
             Tenant::Vm { .. } => Ok(account),
             // Cloud Run mints as its service agent, which must be allowed to: for accounts of other projects that

@@ -14,9 +14,9 @@ use crate::{call::Answer, reply::Reply};
 /// Clients keep a copy this long at most, in seconds, even where it would stay complete for longer.
 const CACHE_S_MAX: u64 = 20_000;
 
-/// `{kid: certificate}` of the keys that sign ID tokens.
+/// `{kid: certificate}` of the keys that sign ID tokens. May wait for a new cloud's first one, as [`jwks`] may.
 pub fn x509(mint: &Mint, now: Timestamp) -> Answer {
-    let certificates = mint.ring().certificates().map_err(|why| {
+    let certificates = mint.ring()?.certificates().map_err(|why| {
         eprintln!("api: {why}");
         Fault::internal("The certificates cannot be made.")
     })?;
@@ -26,7 +26,7 @@ pub fn x509(mint: &Mint, now: Timestamp) -> Answer {
 
 /// The same keys as a JWK set.
 pub fn jwks(mint: &Mint, now: Timestamp) -> Answer {
-    Ok(cached(mint, now, jwk_set(&mint.public())))
+    Ok(cached(mint, now, jwk_set(&mint.ring()?.public())))
 }
 
 fn jwk_set(keys: &[PublicKey]) -> Value {
@@ -53,7 +53,7 @@ pub fn of_account(mint: &Mint, world: &World, form: &str, email: &str, now: Time
 }
 
 fn cached(mint: &Mint, now: Timestamp, body: Value) -> Reply {
-    let seconds = mint.ring().fresh_for(now).as_secs().min(CACHE_S_MAX);
+    let seconds = mint.try_ring().map_or(0, |ring| ring.fresh_for(now).as_secs()).min(CACHE_S_MAX);
     let control = format!("public, max-age={seconds}, must-revalidate, no-transform");
     let value = HeaderValue::from_str(&control).expect("digits and words are a header value");
     Reply::json(body).header(header::CACHE_CONTROL, value)

@@ -38,6 +38,7 @@ fn scene() -> Scene {
     let now = Arc::new(move || Timestamp(hand.load(Ordering::SeqCst)));
     let control = Control::open(Arc::new(store::Embedded::in_memory()), now).expect("an empty store");
     let mint = Mint::open(&control).expect("keys can be made");
+    mint.tend(&control).expect("the first signing key");
     projects::bootstrap(&control, None).expect("the first principal");
     let admin = Caller { principal: Principal::User { email: ADMIN_DEFAULT.into() }, scopes: vec![] };
     let wanted = Wanted { id: "producer-1".into(), display_name: None, parent: None, labels: Default::default() };
@@ -175,13 +176,13 @@ fn tokens_and_keys_outlive_a_restart_and_keys_take_turns() {
     let again = Mint::open(&scene.control).expect("the stored keys");
     assert_eq!(again.public(), scene.mint.public());
     assert!(again.verify_access(&scene.control.read(), &token, scene.control.now()).is_ok());
-    assert!(!scene.mint.rotate(&scene.control).expect("nothing to do"));
+    assert!(!scene.mint.tend(&scene.control).expect("nothing to do"));
     scene.pass_s(13 * 86_400);
-    assert!(scene.mint.rotate(&scene.control).expect("a second key"));
+    assert!(scene.mint.tend(&scene.control).expect("a second key"));
     assert_eq!(scene.mint.public().len(), 2);
     assert_eq!(Mint::open(&scene.control).expect("the stored keys").public(), scene.mint.public());
     scene.pass_s(2 * 86_400);
-    assert!(scene.mint.rotate(&scene.control).expect("the first key has gone"));
+    assert!(scene.mint.tend(&scene.control).expect("the first key has gone"));
     assert_eq!(scene.mint.public().len(), 1);
 }
 
@@ -203,4 +204,22 @@ fn the_operators_token_lasts_and_a_workloads_does_not() {
     let now = scene.control.now();
     assert!(scene.mint.verify_access(&world, &operator, now).is_ok());
     assert_eq!(scene.mint.verify_access(&world, &workload, now), Err(Refused::Expired));
+}
+
+#[test]
+fn a_new_cloud_gives_access_tokens_at_once_and_id_tokens_once_their_key_is_stored() {
+    let now = || Timestamp::from_unix_s(START_S);
+    let control =
+        Arc::new(Control::open(Arc::new(store::Embedded::in_memory()), Arc::new(now)).expect("an empty store"));
+    let mint = Arc::new(Mint::open(&control).expect("the key of access tokens"));
+    let token = mint.operator_token(ADMIN_DEFAULT, now()).expect("a token");
+    assert!(mint.verify_access(&control.read(), &token, now()).is_ok());
+    assert!(mint.try_ring().is_none() && mint.public().is_empty(), "nothing is signed with a key that is not stored");
+    let waiting = std::thread::spawn({
+        let mint = mint.clone();
+        move || mint.ring().map(|ring| ring.public())
+    });
+    mint.keep(&control).expect("a thread");
+    let waited_for = waiting.join().expect("no panic").expect("the key comes in time");
+    assert_eq!(Mint::open(&control).expect("the stored keys").public(), waited_for);
 }

@@ -29,7 +29,6 @@ use control::{
     why,
     world::{ImageRecord, World},
 };
-use identity::keys::SigningKey;
 use logs::{Bounds, Journal};
 use model::{
     id::WorkloadId,
@@ -84,13 +83,11 @@ pub fn run(args: &Args, dirs: &Dirs, users: Users) -> Outcome {
 
 async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     let own = dirs.control();
-    // The two things that take long, a disk's answer and a tenth of a second of arithmetic, begin before all others.
+    // What takes longest beside the disk's answer begins before all others.
     let authority = std::thread::spawn({
         let own = own.clone();
         move || Authority::open(&own)
     });
-    let first_start = args.ephemeral || !dirs.store().exists();
-    let first_key = first_start.then(|| std::thread::spawn(SigningKey::generate));
     let store: Arc<dyn Kv> = match args.ephemeral {
         true => Arc::new(Embedded::in_memory()),
         false => Arc::new(Embedded::open(&dirs.store())?),
@@ -104,11 +101,8 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     let control = Arc::new(Control::open(store, Arc::new(now))?.with_steady(steady()).with_nat_rest(nat_rest));
     projects::bootstrap(&control, None)?;
     add_builtin_images(&control)?;
-    let first_key = || match first_key {
-        Some(making) => making.join().expect("arithmetic does not panic"),
-        None => SigningKey::generate(),
-    };
-    let mint = Arc::new(Mint::open_with(&control, first_key)?);
+    let mint = Arc::new(Mint::open(&control)?);
+    mint.keep(&control)?;
     keep_operator_token(control.clone(), mint.clone(), dirs.token());
 
     let settings = Settings { psc_idle_s: args.psc_idle };
