@@ -24,6 +24,20 @@ use crate::{
 pub type Answer = Result<Reply, Fault>;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Runs what waits for the disk or takes processor time where it holds up no other call.
+///
+/// # Errors
+/// Those of `work`; 500 if it panics.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(panic) => {
+            eprintln!("api: a call could not be served: {panic}");
+            Err(Fault::internal("Internal error encountered."))
+        }
+    }
+}
+
 /// One of Google's APIs.
 pub trait Api: Send + Sync {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer>;

@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 
 use super::{policy, who};
 use crate::{
-    call::{Answer, Api, BoxFuture, Call},
+    call::{Answer, Api, BoxFuture, Call, blocking},
     error,
     reply::Reply,
 };
 
+#[derive(Clone)]
 pub struct ResourceManager {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -28,7 +29,8 @@ pub struct ResourceManager {
 
 impl Api for ResourceManager {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        Box::pin(async move { self.route(&call) })
+        let me = self.clone();
+        Box::pin(blocking(move || me.route(&call)))
     }
 }
 

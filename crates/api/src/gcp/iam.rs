@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use super::{policy, who};
 use crate::{
-    call::{Answer, Api, BoxFuture, Call},
+    call::{Answer, Api, BoxFuture, Call, blocking},
     error,
     reply::Reply,
 };
@@ -34,6 +34,7 @@ use crate::{
 /// Deprecated everywhere and the same for every account. Source: IAM's answers.
 const ETAG: &str = "MDEwMjE5MjA=";
 
+#[derive(Clone)]
 pub struct Iam {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -41,16 +42,11 @@ pub struct Iam {
 
 impl Api for Iam {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        Box::pin(async move {
-            let caller = who::caller(&self.control, &self.mint, &call, "google.iam.admin.v1.IAM")?;
-            if let (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) =
-                (&call.method, call.parts().as_slice(), call.verb())
-            {
-                let name = (project.to_string(), account.to_string());
-                return self.create_key(caller, name, call.json()?).await;
-            }
-            self.route(&call, &caller)
-        })
+        let me = self.clone();
+        Box::pin(blocking(move || {
+            let caller = who::caller(&me.control, &me.mint, &call, "google.iam.admin.v1.IAM")?;
+            me.route(&call, &caller)
+        }))
     }
 }
 
@@ -78,6 +74,9 @@ impl Iam {
             }
             (method, ["v1", "projects", project, "serviceAccounts", account], verb) => {
                 self.account(call, caller, name(project, account), method, verb)
+            }
+            (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
+                self.create_key(caller, name(project, account), &call.json()?)
             }
             (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
                 let (owner, keys) = accounts::list_keys(control, caller, name(project, account))?;
@@ -202,7 +201,7 @@ impl Iam {
         }
     }
 
-    async fn create_key(&self, caller: Caller, (project, account): (String, String), body: Value) -> Answer {
+    fn create_key(&self, caller: &Caller, name: AccountName<'_>, body: &Value) -> Answer {
         match body["privateKeyType"].as_str() {
             None | Some("" | "TYPE_UNSPECIFIED" | "TYPE_GOOGLE_CREDENTIALS_FILE") => {}
             Some(_) => return Err(Fault::not_enforced("privateKeyType")),
@@ -211,29 +210,13 @@ impl Iam {
             None | Some("" | "KEY_ALG_UNSPECIFIED" | "KEY_ALG_RSA_2048") => {}
             Some(_) => return Err(Fault::not_enforced("keyAlgorithm")),
         }
-        let control = self.control.clone();
-        let made = blocking(move || {
-            let name = AccountName { project: &project, account: &account };
-            let (key, file) = accounts::create_key(&control, &caller, name)?;
-            let owner = accounts::find(&control.read(), name).cloned();
-            Ok((owner.ok_or_else(|| Fault::unavailable("The account was deleted meanwhile."))?, key, file))
-        });
-        let (owner, key, file) = made.await?;
+        let (key, file) = accounts::create_key(&self.control, caller, name)?;
+        let owner = accounts::find(&self.control.read(), name).cloned();
+        let owner = owner.ok_or_else(|| Fault::unavailable("The account was deleted meanwhile."))?;
         let mut shown = key_json(&owner, &key);
         shown["privateKeyType"] = "TYPE_GOOGLE_CREDENTIALS_FILE".into();
         shown["privateKeyData"] = base64::encode(Form::Standard, file.as_bytes()).into();
         Ok(Reply::json(shown))
-    }
-}
-
-/// Runs what takes processor time where it holds up no other call.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(answer) => answer,
-        Err(panic) => {
-            eprintln!("api: a key could not be made: {panic}");
-            Err(Fault::internal("Internal error encountered."))
-        }
     }
 }
 
@@ -368,6 +351,7 @@ fn unknown_role(name: &str) -> Fault {
 }
 
 /// IAM credentials: tokens and signatures in an account's name.
+#[derive(Clone)]
 pub struct IamCredentials {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -375,57 +359,52 @@ pub struct IamCredentials {
 
 impl Api for IamCredentials {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        Box::pin(async move {
-            // Every command with an account's credentials asks this first; there are no boundaries here.
-            if let ["v1", "projects", _, "serviceAccounts", _, "allowedLocations"] = call.parts().as_slice() {
-                return Err(Fault::new(Code::NotFound, "notFound", "Requested entity was not found."));
-            }
-            let caller = who::caller(&self.control, &self.mint, &call, "google.iam.credentials.v1.IAMCredentials")?;
-            let parts = call.parts();
-            let (&Method::POST, ["v1", "projects", "-", "serviceAccounts", account], Some(verb)) =
-                (&call.method, parts.as_slice(), call.verb())
-            else {
-                return Err(error::unknown_method());
-            };
-            self.mint(caller, (*account).to_owned(), verb, call.json()?).await
-        })
+        let me = self.clone();
+        Box::pin(blocking(move || me.route(&call)))
     }
 }
 
 impl IamCredentials {
-    async fn mint(&self, caller: Caller, account: String, verb: &str, body: Value) -> Answer {
-        let (mint, control) = (self.mint.clone(), self.control.clone());
+    fn route(&self, call: &Call) -> Answer {
+        let parts = call.parts();
+        // Every command with an account's credentials asks this first; there are no boundaries here.
+        if let ["v1", "projects", _, "serviceAccounts", _, "allowedLocations"] = parts.as_slice() {
+            return Err(Fault::new(Code::NotFound, "notFound", "Requested entity was not found."));
+        }
+        let caller = who::caller(&self.control, &self.mint, call, "google.iam.credentials.v1.IAMCredentials")?;
+        let (&Method::POST, ["v1", "projects", "-", "serviceAccounts", account], Some(verb)) =
+            (&call.method, parts.as_slice(), call.verb())
+        else {
+            return Err(error::unknown_method());
+        };
+        self.mint(&caller, account, verb, &call.json()?)
+    }
+
+    fn mint(&self, caller: &Caller, account: &str, verb: &str, body: &Value) -> Answer {
+        let (mint, control) = (&*self.mint, &*self.control);
         let delegates = strings(&body["delegates"])?;
+        let ask = Impersonation { account, delegates: &delegates };
+        let payload = body["payload"].as_str().unwrap_or_default();
         match verb {
             "generateAccessToken" => {
-                let ask = Impersonation { account: &account, delegates: &delegates };
                 let lifetime = lifetime(body["lifetime"].as_str())?;
                 let scopes = strings(&body["scope"])?;
-                let (token, expires) = credentials::access_token(&mint, &control, &caller, ask, &scopes, lifetime)?;
+                let (token, expires) = credentials::access_token(mint, control, caller, ask, &scopes, lifetime)?;
                 Ok(Reply::json(json!({"accessToken": token, "expireTime": seconds(expires)})))
             }
             "generateIdToken" => {
-                let ask = Impersonation { account: &account, delegates: &delegates };
                 let audience = body["audience"].as_str().unwrap_or_default();
                 let email = body["includeEmail"].as_bool().unwrap_or(false);
-                let token = credentials::id_token(&mint, &control, &caller, ask, audience, email)?;
+                let token = credentials::id_token(mint, control, caller, ask, audience, email)?;
                 Ok(Reply::json(json!({"token": token})))
             }
-            "signJwt" | "signBlob" => {
-                let jwt = verb == "signJwt";
-                let payload = body["payload"].as_str().unwrap_or_default().to_owned();
-                let signed = blocking(move || {
-                    let ask = Impersonation { account: &account, delegates: &delegates };
-                    match jwt {
-                        true => credentials::sign_jwt(&mint, &control, &caller, ask, &payload),
-                        false => credentials::sign_blob(&mint, &control, &caller, ask, &payload),
-                    }
-                });
-                let signed = signed.await?;
-                let field = if jwt { "signedJwt" } else { "signedBlob" };
-                let mut shown = json!({"keyId": signed.key_id});
-                shown[field] = signed.value.into();
-                Ok(Reply::json(shown))
+            "signJwt" => {
+                let signed = credentials::sign_jwt(mint, control, caller, ask, payload)?;
+                Ok(Reply::json(json!({"keyId": signed.key_id, "signedJwt": signed.value})))
+            }
+            "signBlob" => {
+                let signed = credentials::sign_blob(mint, control, caller, ask, payload)?;
+                Ok(Reply::json(json!({"keyId": signed.key_id, "signedBlob": signed.value})))
             }
             _ => Err(error::unknown_method()),
         }

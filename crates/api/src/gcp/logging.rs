@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::who;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call},
+    call::{Answer, Api, BoxFuture, Call, blocking},
     error,
     reply::Reply,
 };
@@ -38,6 +38,7 @@ const LOG_IDS: [&str; 6] = [
     "run.googleapis.com/varlog/system",
 ];
 
+#[derive(Clone)]
 pub struct Logging {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -46,7 +47,8 @@ pub struct Logging {
 
 impl Api for Logging {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        Box::pin(async move { self.route(&call) })
+        let me = self.clone();
+        Box::pin(blocking(move || me.route(&call)))
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use super::certs;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, Query},
+    call::{Answer, Api, BoxFuture, Call, Query, blocking},
     error,
     reply::Reply,
 };
@@ -28,6 +28,7 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 const EMAIL_SCOPES: [&str; 3] =
     ["https://www.googleapis.com/auth/userinfo.email", "email", "https://www.googleapis.com/auth/cloud-platform"];
 
+#[derive(Clone)]
 pub struct OAuth {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -35,7 +36,8 @@ pub struct OAuth {
 
 impl Api for OAuth {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        Box::pin(async move { self.route(&call) })
+        let me = self.clone();
+        Box::pin(blocking(move || me.route(&call)))
     }
 }
 
@@ -77,6 +79,8 @@ impl OAuth {
     }
 
     fn grant(&self, form: &Query, call: &Call) -> Result<Granted, Fault> {
+        // A grant may give an ID token, and the key for it cannot be stored while the world is held.
+        self.mint.ring()?;
         let world = self.control.read();
         let need = |name: &str| {
             let missing = || error::oauth("invalid_request", format!("Missing required parameter: {name}"));

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{policy, run_v1, run_v2, who};
 use crate::{
-    call::{Answer, Api, BoxFuture, Call},
+    call::{Answer, Api, BoxFuture, Call, blocking},
     error,
     reply::Reply,
 };
@@ -26,6 +26,7 @@ use crate::{
 /// What `:wait` waits for when it is not told. Source: Cloud Run's clients ask for 10 s.
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 
+#[derive(Clone)]
 pub struct Run {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -41,27 +42,55 @@ pub(super) struct Asked<'a> {
 
 impl Api for Run {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
+        let me = self.clone();
         Box::pin(async move {
-            let v2 = call.path.first().is_some_and(|version| version == "v2");
-            let (view, method) = match v2 {
-                true => (View::V2, "google.cloud.run.v2.Services"),
-                false => (View::V1, "google.cloud.run.v1.Services"),
-            };
-            let caller = who::caller(&self.control, &self.mint, &call, method)?;
-            let asked = Asked { call: &call, caller: &caller, control: &self.control, view };
-            match (&call.method, call.parts().as_slice(), call.verb()) {
-                (_, ["v1" | "v2", "projects", project, "locations", region, "operations", rest @ ..], verb) => {
-                    asked.operations(project, region, rest, verb).await
-                }
-                (&Method::GET, ["v1" | "v2", "projects", project, "locations"], None) => asked.locations(project),
-                (_, ["v1", "projects", project, "locations" | "regions", region, "services", name], Some(verb))
-                | (_, ["v2", "projects", project, "locations", region, "services", name], Some(verb)) => {
-                    asked.policy(project, region, name, verb)
-                }
-                _ if v2 => run_v2::route(&asked),
-                _ => run_v1::route(&asked),
+            if let (&Method::POST, Some("wait")) = (&call.method, call.verb()) {
+                return me.wait(&call).await;
             }
+            blocking(move || me.answer(&call)).await
         })
+    }
+}
+
+impl Run {
+    fn caller(&self, call: &Call) -> Result<(View, Caller), Fault> {
+        let (view, method) = match call.path.first().is_some_and(|version| version == "v2") {
+            true => (View::V2, "google.cloud.run.v2.Services"),
+            false => (View::V1, "google.cloud.run.v1.Services"),
+        };
+        Ok((view, who::caller(&self.control, &self.mint, call, method)?))
+    }
+
+    fn answer(&self, call: &Call) -> Answer {
+        let (view, caller) = self.caller(call)?;
+        let asked = Asked { call, caller: &caller, control: &self.control, view };
+        match (&call.method, call.parts().as_slice(), call.verb()) {
+            (_, ["v1" | "v2", "projects", project, "locations", region, "operations", rest @ ..], None) => {
+                asked.operations(project, region, rest)
+            }
+            (&Method::GET, ["v1" | "v2", "projects", project, "locations"], None) => asked.locations(project),
+            (_, ["v1", "projects", project, "locations" | "regions", region, "services", name], Some(verb))
+            | (_, ["v2", "projects", project, "locations", region, "services", name], Some(verb)) => {
+                asked.policy(project, region, name, verb)
+            }
+            _ if view == View::V2 => run_v2::route(&asked),
+            _ => run_v1::route(&asked),
+        }
+    }
+
+    /// `POST …/operations/ID:wait`.
+    async fn wait(&self, call: &Call) -> Answer {
+        let parts = call.parts();
+        let ["v1" | "v2", "projects", project, "locations", region, "operations", id] = parts.as_slice() else {
+            return Err(error::unknown_method());
+        };
+        let (view, caller) = self.caller(call)?;
+        let asked = Asked { call, caller: &caller, control: &self.control, view };
+        let client = asked.client();
+        let operation = client.operation(project, &asked.region(region)?, id)?;
+        let timeout = timeout(asked.body()?["timeout"].as_str())?;
+        let outcome = client.wait(&operation, timeout).await;
+        Ok(Reply::json(asked.operation(&self.control.read(), &operation, outcome)))
     }
 }
 
@@ -122,31 +151,25 @@ impl<'a> Asked<'a> {
         }
     }
 
-    async fn operations(&self, project: &str, region: &str, rest: &[&str], verb: Option<&str>) -> Answer {
+    fn operations(&self, project: &str, region: &str, rest: &[&str]) -> Answer {
         let region = self.region(region)?;
         let client = self.client();
-        match (&self.call.method, rest, verb) {
-            (&Method::GET, [], None) => {
+        match (&self.call.method, rest) {
+            (&Method::GET, []) => {
                 let found = client.operations(project, &region)?;
                 let world = self.control.read();
                 let shown: Vec<Value> =
                     found.iter().map(|o| self.operation(&world, o, control::run::outcome(&world, o))).collect();
                 Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"operations": shown}) }))
             }
-            (&Method::GET, [id], None) => {
+            (&Method::GET, [id]) => {
                 let operation = client.operation(project, &region, id)?;
                 let world = self.control.read();
                 Ok(Reply::json(self.operation(&world, &operation, control::run::outcome(&world, &operation))))
             }
-            (&Method::DELETE, [id], None) => {
+            (&Method::DELETE, [id]) => {
                 client.delete_operation(project, &region, id)?;
                 Ok(Reply::json(json!({})))
-            }
-            (&Method::POST, [id], Some("wait")) => {
-                let operation = client.operation(project, &region, id)?;
-                let timeout = timeout(self.body()?["timeout"].as_str())?;
-                let outcome = client.wait(&operation, timeout).await;
-                Ok(Reply::json(self.operation(&self.control.read(), &operation, outcome)))
             }
             _ => Err(error::unknown_method()),
         }

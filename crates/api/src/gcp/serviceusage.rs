@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::who;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call},
+    call::{Answer, Api, BoxFuture, Call, blocking},
     error,
     reply::Reply,
 };
@@ -23,6 +23,7 @@ const BATCH_MAX: usize = 20;
 const PAGE_DEFAULT: usize = 50;
 const PAGE_MAX: usize = 200;
 
+#[derive(Clone)]
 pub struct ServiceUsage {
     pub control: Arc<Control>,
     pub mint: Arc<Mint>,
@@ -30,7 +31,8 @@ pub struct ServiceUsage {
 
 impl Api for ServiceUsage {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        Box::pin(async move { self.route(&call) })
+        let me = self.clone();
+        Box::pin(blocking(move || me.route(&call)))
     }
 }
 
