@@ -8,6 +8,7 @@ use model::{
     fault::{Code, Fault},
     iam::ServiceAccount,
     limits,
+    name::ProjectId,
     planned::edge::PublicKey,
     time::Timestamp,
 };
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     kind::Need,
     ops::{Caller, Change, Control},
-    random,
+    projects, random,
     world::World,
 };
 
@@ -75,6 +76,7 @@ pub fn reach<'w>(
             let resource = resource_name(account);
             let denied = |_| Fault::permission_denied(permission, &resource);
             control.authorize(world, caller, &[Need::on(permission, &resource)]).map_err(denied)?;
+            require_usable(world, &account.project)?;
             Ok(account)
         }
         None => {
@@ -84,6 +86,15 @@ pub fn reach<'w>(
             Err(if visible { absent(&asked) } else { Fault::permission_denied(permission, &asked) })
         }
     }
+}
+
+fn require_usable(world: &World, project: &ProjectId) -> Result<(), Fault> {
+    world.projects.get(project).map_or(Ok(()), projects::require_active)
+}
+
+/// Whether tokens may be made for an account and are accepted from it.
+pub fn is_usable(world: &World, account: &ServiceAccount) -> bool {
+    !account.disabled && world.is_active(&account.project)
 }
 
 fn absent(name: &str) -> Fault {
@@ -108,10 +119,11 @@ fn on_project(
     caller: &Caller,
     project: &str,
     permission: &'static str,
-) -> Result<model::name::ProjectId, Fault> {
+) -> Result<ProjectId, Fault> {
     let denied = || Fault::permission_denied(permission, &format!("projects/{project}"));
     let id = world.project(project).ok_or_else(denied)?.id.clone();
     control.authorize(world, caller, &[Need::on(permission, format!("projects/{id}"))]).map_err(|_| denied())?;
+    require_usable(world, &id)?;
     Ok(id)
 }
 

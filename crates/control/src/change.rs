@@ -223,12 +223,8 @@ impl Change {
             Change::NoAccount(email) => {
                 world.accounts.remove(&email);
             }
-            Change::Operation(o) => {
-                world.operations.insert(o.name.clone(), *o);
-            }
-            Change::NoOperation(name) => {
-                world.operations.remove(&name);
-            }
+            Change::Operation(o) => world.put_operation(*o),
+            Change::NoOperation(name) => world.remove_operation(&name),
             Change::RunOperation(o) => {
                 world.run_operations.insert(o.id.clone(), *o);
             }

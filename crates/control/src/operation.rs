@@ -41,4 +41,10 @@ impl Operation {
     pub fn is_done(&self) -> bool {
         matches!(self.state, OperationState::Done { .. })
     }
+
+    /// Whether the target is there because of this operation. Endpoints of Private Service Connect are made by a verb of
+    /// their own.
+    pub fn makes_its_target(&self) -> bool {
+        self.verb == "insert" || self.verb.ends_with(".insert") || self.verb.starts_with("create")
+    }
 }

@@ -277,7 +277,7 @@ impl Control {
             if let Err(fault) = self.authorize_acting(world, caller, &record.spec.accounts_used()) {
                 return Ok(call.fail(&record, fault, txn));
             }
-            resolve(world, &record.spec)?;
+            resolve(world, None, &record.spec)?;
             K::admit(&mut record, None, world, txn)?;
             let operation = call.begin(&record, txn);
             txn.put(record);
@@ -319,7 +319,7 @@ impl Control {
             }
             self.authorize_compute(world, call.caller, &needs(&record.spec))?;
             record.spec.check(Some(&old.spec))?;
-            resolve(world, &record.spec)?;
+            resolve(world, Some(&old.spec), &record.spec)?;
             K::admit(&mut record, Some(old), world, txn)?;
             if record != *old {
                 record.generation += 1;
@@ -413,15 +413,21 @@ impl Control {
     }
 }
 
-/// Every reference of `spec` must exist.
-fn resolve<K: Kind>(world: &World, spec: &K) -> Result<(), Fault> {
-    match spec.references().into_iter().find(|reference| !world.objects.contains_key(&reference.to)) {
-        Some(Reference { field, to }) => {
+/// Every reference of `spec` must exist, and what is newly referred to must have been made.
+/// Source: Compute, a resource can be used once its own operation is done.
+fn resolve<K: Kind>(world: &World, old: Option<&K>, spec: &K) -> Result<(), Fault> {
+    let before = old.map(K::references).unwrap_or_default();
+    for Reference { field, to } in spec.references() {
+        if !world.objects.contains_key(&to) {
             let why = format!("The referenced {} resource cannot be found.", word_of(&to.collection));
-            Err(Fault::invalid_value(field, &to.url(), &why))
+            return Err(Fault::invalid_value(field, &to.url(), &why));
         }
-        None => Ok(()),
+        let known = before.iter().any(|reference| reference.to == to);
+        if !known && world.running_on(&to).any(|operation| operation.makes_its_target()) {
+            return Err(Fault::not_ready(&to));
+        }
     }
+    Ok(())
 }
 
 /// Nobody refers to the resource but those that go with it.

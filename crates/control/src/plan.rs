@@ -67,7 +67,7 @@ pub fn vpc(world: &World, network: &Record<vpc::Network>, settings: &Settings) -
     }
 }
 
-/// The resources that live in one network.
+/// The resources that live in one network; none while its project is on its way out.
 struct Members<'w> {
     subnets: Vec<&'w Record<vpc::Subnetwork>>,
     firewalls: Vec<&'w Record<vpc::Firewall>>,
@@ -78,6 +78,9 @@ struct Members<'w> {
 
 fn members<'w>(world: &'w World, network: &Link) -> Members<'w> {
     let mut out = Members { subnets: vec![], firewalls: vec![], rules: vec![], vms: BTreeMap::new() };
+    if !world.is_active(&network.project) {
+        return out;
+    }
     let mut instances = BTreeMap::new();
     for link in world.referrers(network) {
         out.subnets.extend(world.get::<vpc::Subnetwork>(link));
@@ -167,12 +170,15 @@ fn endpoints(world: &World, members: &Members<'_>) -> BTreeMap<model::id::Endpoi
     members.rules.iter().filter_map(endpoint).collect()
 }
 
-/// The load balancer behind a connection, while its attachment exists.
+/// The load balancer behind a connection, while its attachment exists in a project that is not on its way out.
 fn target_of<'w>(
     world: &'w World,
     c: &crate::world::PscConnection,
 ) -> Option<(&'w Record<lb::ForwardingRule>, vpc::PortRange)> {
     let attachment = world.get::<model::psc::ServiceAttachment>(&c.attachment).filter(|a| a.id == c.attachment_id)?;
+    if !world.is_active(&attachment.link.project) {
+        return None;
+    }
     let rule = world.get::<lb::ForwardingRule>(&attachment.spec.target)?;
     match &rule.spec.target {
         lb::Target::HttpProxy { ports, .. } => Some((rule, *ports)),
@@ -185,6 +191,9 @@ fn published(world: &World, producer: NetworkId) -> BTreeMap<model::id::Endpoint
         let nat = c.connection.nat.filter(|_| c.connection.status.forwards(c.connection.nat))?;
         let (target, ports) = target_of(world, c)?;
         let rule = world.get::<lb::ForwardingRule>(&c.connection.rule).filter(|r| r.id.0 == c.connection.endpoint.0)?;
+        if !world.is_active(&rule.link.project) {
+            return None;
+        }
         Some(PublishedEndpoint {
             consumer: c.connection.consumer_network_id,
             address: rule.spec.address,
@@ -197,9 +206,12 @@ fn published(world: &World, producer: NetworkId) -> BTreeMap<model::id::Endpoint
     here.filter_map(|(id, c)| Some((*id, publish(c)?))).collect()
 }
 
-/// A VM's sandbox; None while it is switched off or on its way out.
+/// A VM's sandbox; None while it is switched off, or it or its project is on its way out.
 pub fn vm(world: &World, seat: &SeatRecord) -> Option<SandboxPlan> {
     let Holder::Vm(link) = &seat.holder else { return None };
+    if !world.is_active(&link.project) {
+        return None;
+    }
     let vm = world.get::<vm::Instance>(link).filter(|vm| vm.spec.wanted == vm::Power::On)?;
     let network = world.get::<vpc::Network>(&vm.spec.network)?;
     let subnet = world.get::<vpc::Subnetwork>(&vm.spec.subnetwork)?;
@@ -242,6 +254,9 @@ pub fn listeners(world: &World) -> BTreeMap<ListenerId, Listener> {
 
 fn listener(world: &World, rule: &Record<lb::ForwardingRule>) -> Option<Listener> {
     let lb::Target::HttpProxy { proxy, .. } = &rule.spec.target else { return None };
+    if !world.is_active(&rule.link.project) {
+        return None;
+    }
     let network = world.network_id(&rule.spec.network)?;
     let proxy = &world.get::<lb::TargetHttpProxy>(proxy)?.spec;
     let map = &world.get::<lb::UrlMap>(&proxy.url_map)?.spec;

@@ -205,7 +205,8 @@ pub fn list(control: &Control, caller: &Caller) -> Vec<Project> {
     world.projects.values().filter(may).cloned().collect()
 }
 
-/// Marks a project for deletion. It keeps its name, its number and what runs in it; `undelete` takes it back.
+/// Marks a project for deletion. It keeps its name, its number and all that was made in it, of which nothing runs or
+/// answers until `undelete` takes it back.
 /// Source: Resource Manager, 30 days of DELETE_REQUESTED.
 pub fn set_active(control: &Control, caller: &Caller, name: &str, active: bool) -> Result<Project, Fault> {
     let permission = if active { "resourcemanager.projects.undelete" } else { "resourcemanager.projects.delete" };
@@ -261,7 +262,9 @@ fn usage_project<'w>(
     name: &str,
     permission: &'static str,
 ) -> Result<&'w Project, Fault> {
-    visible(control, world, caller, name, permission).map_err(|_| usage_denied(permission, name))
+    let project = visible(control, world, caller, name, permission).map_err(|_| usage_denied(permission, name))?;
+    require_active(project)?;
+    Ok(project)
 }
 
 /// A project and one of the APIs that there are, for whoever may see whether it is enabled.
@@ -347,6 +350,7 @@ pub fn disable(control: &Control, caller: &Caller, name: &str, api: &str) -> Res
 /// The refusal of every API that is not enabled on a project; gcloud offers to enable it when it reads this sentence.
 pub fn require_api(world: &World, project: &str, api: &str) -> Result<(), Fault> {
     let Some(project) = world.project(project) else { return Ok(()) };
+    require_active(project)?;
     if ALWAYS_ON.contains(&api) || project.enabled.contains(api) {
         return Ok(());
     }
@@ -373,6 +377,30 @@ pub fn require_api(world: &World, project: &str, api: &str) -> Result<(), Fault>
         "metadata": {"service": api, "serviceTitle": title, "consumer": format!("projects/{number}"),
                      "containerInfo": number.to_string(), "activationUrl": url},
     })))
+}
+
+/// The refusal of every API for a project whose deletion was requested. Source: Google's API front end.
+pub fn require_active(project: &Project) -> Result<(), Fault> {
+    if project.active {
+        return Ok(());
+    }
+    const UNDELETE: &str = "https://console.developers.google.com/iam-admin/projects?pendingDeletion=true";
+    let number = project.number;
+    let text = format!(
+        "Project #{number} has been scheduled for deletion and cannot be used for API calls. Visit {UNDELETE} to undelete \
+         the project."
+    );
+    Err(Fault::new(Code::PermissionDenied, "accessNotConfigured", text)
+        .with_detail(serde_json::json!({
+            "@type": "type.googleapis.com/google.rpc.Help",
+            "links": [{"description": "Google developers console", "url": UNDELETE}],
+        }))
+        .with_detail(serde_json::json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "CONSUMER_INVALID",
+            "domain": "googleapis.com",
+            "metadata": {"consumer": format!("projects/{number}")},
+        })))
 }
 
 /// The service agent of Cloud Run, which pulls images and mints for instances.

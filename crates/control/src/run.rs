@@ -97,7 +97,7 @@ impl Client<'_> {
         what: &str,
     ) -> Result<&'w Project, Fault> {
         let denied = || self.denied(permission, &format!("{}{what}", self.parent(project)));
-        let project = world.project(project).filter(|p| p.active).ok_or_else(denied)?;
+        let project = world.project(project).ok_or_else(denied)?;
         let need = Need::on(permission, format!("projects/{}", project.id));
         self.control.authorize(world, self.caller, &[need]).map_err(|_| denied())?;
         projects::require_api(world, project.id.as_str(), API)?;
@@ -134,11 +134,11 @@ impl Client<'_> {
         world.services.get(key).ok_or_else(|| absent("SERVICE", &key.name, key))
     }
 
-    /// The caller holds `permission` on the service, if there is one, and its project can be used. `resource` is what a
+    /// The caller holds `permission` on the service, if there is one, and the project can be used. `resource` is what a
     /// refusal names.
     fn open(&self, world: &World, key: &ServiceKey, permission: &'static str, resource: &str) -> Result<(), Fault> {
         let held = self.control.authorize(world, self.caller, &[Need::on(permission, key)]).is_ok();
-        if !held || !world.projects.get(&key.project).is_some_and(|project| project.active) {
+        if !held || !world.projects.contains_key(&key.project) {
             return Err(self.denied(permission, resource));
         }
         projects::require_api(world, key.project.as_str(), API)

@@ -55,6 +55,8 @@ pub struct World {
     /// Who refers to whom, kept with every change: `referrers[target]` are the links that name it.
     referrers: BTreeMap<Link, BTreeSet<Link>>,
     numbers: BTreeMap<ProjectNumber, ProjectId>,
+    /// Names of the operations that are not done, by target.
+    running: BTreeMap<Link, BTreeSet<String>>,
 }
 
 /// A connection with the attachment it targets. The id tells a re-created attachment from the one that was deleted.
@@ -145,6 +147,11 @@ impl World {
         self.projects.get(&name.parse().ok()?)
     }
 
+    /// Whether what belongs to a project runs and is reachable: not once its deletion was requested.
+    pub fn is_active(&self, project: &ProjectId) -> bool {
+        self.projects.get(project).is_some_and(|project| project.active)
+    }
+
     pub fn network_id(&self, link: &Link) -> Option<NetworkId> {
         self.get::<vpc::Network>(link).map(|n| NetworkId(n.id.0))
     }
@@ -171,6 +178,29 @@ impl World {
                 if users.is_empty() {
                     self.referrers.remove(&reference.to);
                 }
+            }
+        }
+    }
+
+    /// The operations on a resource that are not done.
+    pub fn running_on(&self, target: &Link) -> impl Iterator<Item = &Operation> {
+        self.running.get(target).into_iter().flatten().filter_map(|name| self.operations.get(name))
+    }
+
+    pub(crate) fn put_operation(&mut self, operation: Operation) {
+        self.remove_operation(&operation.name);
+        if !operation.is_done() {
+            self.running.entry(operation.target.clone()).or_default().insert(operation.name.clone());
+        }
+        self.operations.insert(operation.name.clone(), operation);
+    }
+
+    pub(crate) fn remove_operation(&mut self, name: &str) {
+        let Some(old) = self.operations.remove(name) else { return };
+        if let Some(names) = self.running.get_mut(&old.target) {
+            names.remove(name);
+            if names.is_empty() {
+                self.running.remove(&old.target);
             }
         }
     }

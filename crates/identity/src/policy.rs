@@ -99,16 +99,18 @@ pub fn holders<'a>(chain: &[&'a Policy], permission: Permission) -> BTreeSet<&'a
     grants(chain, permission).flat_map(|grant| grant.binding.members.iter().map(String::as_str)).collect()
 }
 
-/// Who may call a Cloud Run service, in the form in which the proxy asks. `open` says that the service does not check.
-pub fn invokers(chain: &[&Policy], open: bool) -> Invokers {
+/// Who may call a Cloud Run service, in the form in which the proxy asks. `open` says that the service does not check;
+/// `unique_id` knows the service accounts there are by address.
+pub fn invokers(chain: &[&Policy], open: bool, unique_id: &dyn Fn(&str) -> Option<String>) -> Invokers {
     let mut invokers = Invokers { everyone: open, ..Invokers::default() };
     for member in holders(chain, permission!("run.routes.invoke")) {
         match member.parse() {
             Ok(Member::AllUsers) => invokers.everyone = true,
             Ok(Member::AllAuthenticatedUsers) => invokers.all_authenticated = true,
-            Ok(Member::User(email) | Member::ServiceAccount(email)) => {
+            Ok(Member::User(email)) => {
                 invokers.emails.insert(email);
             }
+            Ok(Member::ServiceAccount(email)) => invokers.accounts.extend(unique_id(&email).map(|id| (id, email))),
             Ok(Member::Domain(domain)) => {
                 invokers.domains.insert(domain);
             }

@@ -1,6 +1,6 @@
 //! Who may, who may not, and what a policy must look like to be obeyed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use identity::{
     permission,
@@ -118,13 +118,15 @@ fn the_proxy_is_told_exactly_who_may_invoke() {
         binding("roles/editor", &["user:ada@example.com", "deleted:user:x@example.com?uid=1"]),
         binding("roles/owner", &["group:g@example.com"]),
     ]);
-    let seen = invokers(&[&own, &project], false);
+    let ids = |email: &str| email.starts_with("a@").then(|| "111".to_owned());
+    let seen = invokers(&[&own, &project], false, &ids);
     assert!(!seen.everyone && !seen.all_authenticated);
-    let emails = ["a@p-12345.iam.gserviceaccount.com", "ada@example.com"].map(str::to_owned);
-    assert_eq!(seen.emails, BTreeSet::from(emails));
+    assert_eq!(seen.emails, BTreeSet::from(["ada@example.com".to_owned()]));
+    let accounts = [("111".to_owned(), "a@p-12345.iam.gserviceaccount.com".to_owned())];
+    assert_eq!(seen.accounts, BTreeMap::from(accounts), "an account is who has its id, not who has its name");
     assert_eq!(seen.domains, BTreeSet::from(["example.com".to_owned()]));
-    assert!(invokers(&[&own], true).everyone);
-    assert!(invokers(&[&policy(&[binding("roles/run.invoker", &["allUsers"])])], false).everyone);
+    assert!(invokers(&[&own], true, &ids).everyone);
+    assert!(invokers(&[&policy(&[binding("roles/run.invoker", &["allUsers"])])], false, &ids).everyone);
     assert_eq!(holders(&[&project], permission!("run.services.setIamPolicy")), BTreeSet::from(["group:g@example.com"]));
 }
 

@@ -122,6 +122,11 @@ impl Fault {
         Fault::new(Code::NotFound, "notFound", format!("The resource '{path}' was not found"))
     }
 
+    /// Something that is still being made cannot be used. Source: Compute.
+    pub fn not_ready(path: impl std::fmt::Display) -> Fault {
+        Fault::new(Code::InvalidArgument, "resourceNotReady", format!("The resource '{path}' is not ready"))
+    }
+
     pub fn already_exists(path: impl std::fmt::Display) -> Fault {
         Fault::new(Code::AlreadyExists, "alreadyExists", format!("The resource '{path}' already exists"))
     }

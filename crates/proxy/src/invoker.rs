@@ -26,6 +26,8 @@ struct Genuine {
     audience: String,
     /// Verified e-mail, lower case.
     email: Option<String>,
+    /// Of a service account, its unique id. Empty beside an e-mail that nobody verified.
+    subject: String,
     expires: Timestamp,
     /// `Bearer HEADER.PAYLOAD.SIGNATURE_REMOVED_BY_GOOGLE`.
     shown: HeaderValue,
@@ -77,7 +79,7 @@ impl Gate {
         if !service.audiences.contains(&genuine.audience) {
             return Err(Refusal::InvalidToken);
         }
-        if !may_invoke(&service.invokers, genuine.email.as_deref()) {
+        if !may_invoke(&service.invokers, &genuine) {
             return Err(Refusal::Forbidden);
         }
         headers.insert(name, genuine.shown.clone());
@@ -98,6 +100,7 @@ impl Gate {
         let shown = format!("Bearer {signed}.SIGNATURE_REMOVED_BY_GOOGLE");
         let genuine = Rc::new(Genuine {
             email: claims.verified_email(),
+            subject: if claims.email.is_none() || claims.email_verified { claims.sub } else { String::new() },
             audience: claims.aud,
             expires: Timestamp::from_unix_s(claims.exp),
             shown: HeaderValue::try_from(shown).expect("base64url and dots make a header value"),
@@ -140,11 +143,16 @@ fn credential(headers: &HeaderMap) -> Credential<'_> {
     }
 }
 
-fn may_invoke(invokers: &Invokers, email: Option<&str>) -> bool {
+fn may_invoke(invokers: &Invokers, who: &Genuine) -> bool {
     if invokers.everyone || invokers.all_authenticated {
         return true;
     }
-    let Some(email) = email else { return false };
+    // Source: Cloud Run's front end, a token without an address is of its subject.
+    let account = invokers.accounts.get(&who.subject);
+    if account.is_some_and(|address| who.email.as_ref().is_none_or(|email| email == address)) {
+        return true;
+    }
+    let Some(email) = who.email.as_deref() else { return false };
     let domain = email.rsplit_once('@').map(|(_, domain)| domain);
     invokers.emails.contains(email) || domain.is_some_and(|d| invokers.domains.contains(d))
 }
@@ -183,7 +191,8 @@ mod tests {
             hosts: vec![],
             audiences: [URL.to_owned(), format!("{URL}/"), "custom".into()].into(),
             invokers: Invokers {
-                emails: ["till@consumer-1.iam.gserviceaccount.com".to_owned()].into(),
+                emails: ["ada@example.com".to_owned()].into(),
+                accounts: [("1".to_owned(), "till@consumer-1.iam.gserviceaccount.com".to_owned())].into(),
                 ..Invokers::default()
             },
             traffic: vec![],
@@ -246,7 +255,11 @@ mod tests {
             ("stripped", format!("{signed}.SIGNATURE_REMOVED_BY_GOOGLE"), Err(Refusal::InvalidToken)),
             ("no role", sign(|c| c.email = Some("x@y.z".into())), Err(Refusal::Forbidden)),
             ("unverified e-mail", sign(|c| c.email_verified = false), Err(Refusal::Forbidden)),
-            ("no e-mail", sign(|c| c.email = None), Err(Refusal::Forbidden)),
+            ("no e-mail", sign(|c| c.email = None), Ok(())),
+            ("a user", sign(|c| (c.email, c.sub) = (Some("ada@example.com".into()), "9".into())), Ok(())),
+            ("an account of that name, deleted since", sign(|c| c.sub = "2".into()), Err(Refusal::Forbidden)),
+            ("no e-mail, no account", sign(|c| (c.email, c.sub) = (None, "2".into())), Err(Refusal::Forbidden)),
+            ("another's id", sign(|c| c.email = Some("eve@x.iam.gserviceaccount.com".into())), Err(Refusal::Forbidden)),
         ] {
             let gate = gate(&key);
             for round in ["cold", "cached"] {
@@ -310,7 +323,7 @@ mod tests {
         assert_eq!(check(&service(), 3_611), Err(Refusal::InvalidToken));
         assert_eq!(check(&service(), 2), Ok(()));
         let mut revoked = service();
-        revoked.invokers.emails.clear();
+        revoked.invokers.accounts.clear();
         assert_eq!(check(&revoked, 3), Err(Refusal::Forbidden));
         revoked.invokers.domains.insert("consumer-1.iam.gserviceaccount.com".into());
         assert_eq!(check(&revoked, 3), Ok(()));
@@ -324,6 +337,7 @@ mod tests {
         let gate = gate(&key);
         for n in 0..TOKEN_CACHE_MAX + 8 {
             let genuine = Genuine {
+                subject: String::new(),
                 audience: String::new(),
                 email: None,
                 expires: at(3_600),

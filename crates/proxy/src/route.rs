@@ -113,8 +113,8 @@ fn unmask(mask: &str, host: &str, path: &str) -> Option<Unmasked> {
         None => (mask, ""),
     };
     let mut found = Unmasked::default();
-    let host = host.to_ascii_lowercase();
-    if !mask_host.is_empty() && !fit(mask_host, &host, &mut found, str::is_empty) {
+    let (mask_host, host) = (mask_host.to_ascii_lowercase(), host.to_ascii_lowercase());
+    if !mask_host.is_empty() && !fit(&mask_host, &host, &mut found, str::is_empty) {
         return None;
     }
     let end = |rest: &str| rest.is_empty() || rest.starts_with('/') || mask_path.is_empty() || mask_path.ends_with('/');

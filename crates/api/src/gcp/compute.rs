@@ -39,7 +39,7 @@ use model::{
 use self::verbs::Visit;
 use super::who;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call},
+    call::{Answer, Api, BoxFuture, Call, blocking},
     error,
     host::Service,
 };
@@ -60,10 +60,8 @@ impl Api for Compute {
             if call.method == Method::GET {
                 return self.answer(&call);
             }
-            // A commit waits for the disk; nobody else should wait with it.
             let me = self.clone();
-            let done = tokio::task::spawn_blocking(move || me.answer(&call)).await;
-            done.unwrap_or_else(|_| Err(Fault::internal("The call could not be served.")))
+            blocking(move || me.answer(&call)).await
         })
     }
 }
@@ -106,8 +104,7 @@ impl Compute {
     /// The project of a path, by id or number, with the API enabled.
     fn project(&self, name: &str) -> Result<ProjectId, Fault> {
         let world = self.control.read();
-        let project = world.project(name).filter(|p| p.active);
-        let project = project.ok_or_else(|| Fault::not_found(format!("projects/{name}")))?;
+        let project = world.project(name).ok_or_else(|| Fault::not_found(format!("projects/{name}")))?;
         projects::require_api(&world, project.id.as_str(), Service::Compute.host())?;
         Ok(project.id.clone())
     }

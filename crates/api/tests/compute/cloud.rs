@@ -58,6 +58,7 @@ impl Cloud {
             projects::enable(&control, &admin, id, &["compute.googleapis.com".into()]).unwrap();
         }
         let mint = Arc::new(Mint::open(&control).unwrap());
+        mint.tend(&control).unwrap();
         let token = mint.operator_token(ADMIN_DEFAULT, Timestamp(START)).unwrap();
         Cloud { api: Compute { control: control.clone(), mint }, control, clock, passed, token }
     }

@@ -238,3 +238,18 @@ fn a_policy_on_a_resource_opens_that_resource_only_and_goes_with_it() {
     cloud.subnet("producer-1", "n", "s", "10.0.0.0/24", "PRIVATE");
     assert_eq!(cloud.call_as(Some(&friend), Method::GET, &path("s"), &Value::Null).0, 403);
 }
+
+#[test]
+fn a_resource_can_be_used_once_its_own_operation_is_done() {
+    let cloud = Cloud::new();
+    let networks = "producer-1/global/networks";
+    let (status, _) = cloud.call(Method::POST, networks, json!({"name": "n", "autoCreateSubnetworks": false}));
+    assert_eq!(status, 200);
+    let subnets = format!("producer-1/regions/{R}/subnetworks");
+    let subnet = json!({"name": "s", "network": "global/networks/n", "ipCidrRange": "10.0.0.0/24"});
+    let early = cloud.refused(Method::POST, &subnets, subnet.clone());
+    let why = "The resource 'projects/producer-1/global/networks/n' is not ready".to_owned();
+    assert_eq!(early, (400, "resourceNotReady".to_owned(), why));
+    cloud.finish();
+    cloud.make(&subnets, subnet);
+}

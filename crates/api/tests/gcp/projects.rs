@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::json;
 
-use crate::scene::Scene;
+use crate::scene::{HELLO, REGION_HOST, Scene};
 
 const CRM: &str = "https://cloudresourcemanager.googleapis.com/v1/projects";
 const USAGE: &str = "https://serviceusage.googleapis.com/v1/projects";
@@ -185,7 +185,54 @@ async fn services_of_a_deleted_project_are_out_of_reach_until_it_is_taken_back()
     let url = "https://run.googleapis.com/v1/projects/producer-1/locations/asia-northeast1/services/none";
     assert_eq!(scene.get(url).await.status, 404);
     scene.delete(&format!("{CRM}/producer-1")).await.ok();
-    assert_eq!(scene.get(url).await.status, 403);
+    let number = scene.number("producer-1");
+    let gone = format!(
+        "Project #{number} has been scheduled for deletion and cannot be used for API calls. Visit \
+         https://console.developers.google.com/iam-admin/projects?pendingDeletion=true to undelete the project."
+    );
+    assert_eq!(scene.get(url).await.refused(403), gone);
+    let accounts = "https://iam.googleapis.com/v1/projects/producer-1/serviceAccounts";
+    assert_eq!(scene.get(accounts).await.refused(403), gone);
+    assert_eq!(scene.get(&format!("{USAGE}/producer-1/services")).await.refused(403), gone);
     scene.post(&format!("{CRM}/producer-1:undelete"), json!({})).await.ok();
     assert_eq!(scene.get(url).await.status, 404);
+    scene.get(accounts).await.ok();
+}
+
+#[tokio::test]
+async fn what_belongs_to_a_deleted_project_serves_nobody_until_it_is_taken_back() {
+    let scene = Scene::with_project().await;
+    let body = json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Service",
+        "metadata": {"name": "hello", "namespace": "producer-1"},
+        "spec": {"template": {"metadata": {"annotations": {"autoscaling.knative.dev/minScale": "2"}},
+                              "spec": {"containers": [{"image": HELLO}]}}},
+    });
+    let services = format!("{REGION_HOST}/apis/serving.knative.dev/v1/namespaces/producer-1/services");
+    scene.post(&services, body).await.ok();
+    scene.make_ready("hello");
+    let account = format!("{}-compute@developer.gserviceaccount.com", scene.number("producer-1"));
+    let token = {
+        let ask = format!("https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{account}");
+        let admin = "user:admin@tombolo.local";
+        let bindings = json!([{"role": "roles/iam.serviceAccountTokenCreator", "members": [admin]}]);
+        let grant = json!({"policy": {"bindings": bindings}});
+        let on = format!("https://iam.googleapis.com/v1/projects/-/serviceAccounts/{account}:setIamPolicy");
+        scene.post(&on, grant).await.ok();
+        let scope = json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"]});
+        let minted = scene.post(&format!("{ask}:generateAccessToken"), scope).await.ok();
+        minted["accessToken"].as_str().unwrap().to_owned()
+    };
+    let serves = || {
+        let world = scene.control.read();
+        let record = world.services.values().next().unwrap();
+        let key = world.revisions.keys().next().unwrap();
+        (control::run::plan::service(&world, record).is_some(), control::run::plan::bounds(&world, key).min)
+    };
+    let called = async || scene.call(Method::GET, &services, Some(&token), None, "").await.status;
+    assert_eq!((serves(), called().await), ((true, 2), 200));
+    scene.delete(&format!("{CRM}/producer-1")).await.ok();
+    assert_eq!((serves(), called().await), ((false, 0), 401));
+    scene.post(&format!("{CRM}/producer-1:undelete"), json!({})).await.ok();
+    assert_eq!((serves(), called().await), ((true, 2), 200));
 }

@@ -432,7 +432,8 @@ async fn the_invoker_is_granted_on_the_global_host_and_the_proxy_learns_it() {
     let world = scene.control.read();
     let record = world.services.values().next().unwrap();
     let edge = control::run::plan::service(&world, record).unwrap();
-    assert!(edge.invokers.emails.contains(&format!("{number}-compute@developer.gserviceaccount.com")));
+    let email = format!("{number}-compute@developer.gserviceaccount.com");
+    assert_eq!(edge.invokers.accounts.get(&world.accounts[&email].unique_id), Some(&email));
     assert!(!edge.invokers.everyone);
     let hash = &world.project("producer-1").unwrap().url_hash;
     for url in [

@@ -70,6 +70,7 @@ impl Scene {
         let now = Arc::new(move || Timestamp(hand.fetch_add(1, Ordering::SeqCst)));
         let control = Arc::new(Control::open(Arc::new(store::Embedded::in_memory()), now).unwrap());
         let mint = Arc::new(Mint::open(&control).unwrap());
+        mint.tend(&control).unwrap();
         projects::bootstrap(&control, None).unwrap();
         let admin = mint.operator_token(projects::ADMIN_DEFAULT, control.now()).unwrap();
         let journal = Arc::new(Journal::in_memory(Bounds::default()));

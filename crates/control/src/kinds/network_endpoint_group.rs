@@ -8,6 +8,9 @@ use crate::{
     world::World,
 };
 
+/// No host and path that a client sends is longer. Source: the load balancer's limit of a request's head.
+const URL_MASK_BYTES_MAX: usize = 1_024;
+
 impl Kind for lb::NetworkEndpointGroup {
     const COLLECTION: &'static str = "networkEndpointGroups";
     const WIRE_KIND: &'static str = "networkEndpointGroup";
@@ -47,11 +50,12 @@ impl Kind for lb::NetworkEndpointGroup {
                 let why = "Either service or urlMask must be specified.";
                 Err(Fault::invalid_value("cloudRun.service", "", why))
             }
-            (None, Some(mask)) if !mask.contains("<service>") => {
-                let why = "The URL mask must contain the placeholder <service>.";
-                Err(Fault::invalid_value("cloudRun.urlMask", mask, why))
-            }
-            (Some(_), None) | (None, Some(_)) => Ok(()),
+            (None, Some(mask)) => match wrong_with(mask) {
+                Some(why) => Err(Fault::invalid_value("cloudRun.urlMask", mask, why)),
+                None if self.tag.is_some() => Err(Fault::not_enforced("resource.cloudRun.tag")),
+                None => Ok(()),
+            },
+            (Some(_), None) => Ok(()),
         }
     }
 
@@ -62,4 +66,27 @@ impl Kind for lb::NetworkEndpointGroup {
     fn retire(_: &Record<Self>, _: &World, _: &mut Txn) -> Result<(), Fault> {
         Ok(())
     }
+}
+
+/// Why no URL could ever be read by this mask.
+fn wrong_with(mask: &str) -> Option<&'static str> {
+    let placeholders = mask.matches("<service>").count() + mask.matches("<tag>").count();
+    if mask.len() > URL_MASK_BYTES_MAX {
+        return Some("The URL mask is too long.");
+    }
+    if !mask.contains("<service>") {
+        return Some("The URL mask must contain the placeholder <service>.");
+    }
+    if mask.matches("<service>").count() > 1 || mask.matches("<tag>").count() > 1 {
+        return Some("Each placeholder may occur once in the URL mask.");
+    }
+    if placeholders != mask.matches('<').count() || placeholders != mask.matches('>').count() {
+        return Some("The URL mask may contain no placeholder but <service> and <tag>.");
+    }
+    // Only the host and the path of a request are looked at.
+    if mask.contains("://") || mask.contains(['?', '#']) || mask.contains(|c: char| c.is_whitespace() || c.is_control())
+    {
+        return Some("The URL mask must be a host, a path or both, without scheme and query.");
+    }
+    None
 }

@@ -57,7 +57,9 @@ impl Scene {
             verb: "insert",
             request_id: None,
         };
-        self.control.insert(&self.admin, draft).map(|_| link)
+        let operation = self.control.insert(&self.admin, draft)?;
+        self.control.finish(&[(operation.name, None)]).unwrap();
+        Ok(link)
     }
 
     fn subnet(&self, name: &str, spec: vpc::Subnetwork) -> Result<Link, Fault> {

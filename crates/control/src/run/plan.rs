@@ -85,9 +85,9 @@ fn environment(revision: &Revision, image: &ImageRecord) -> Vec<(String, String)
     env.into_iter().collect()
 }
 
-/// A service as the proxy knows it.
+/// A service as the proxy knows it; None while its project is on its way out.
 pub fn service(world: &World, record: &ServiceRecord) -> Option<EdgeService> {
-    let project = world.projects.get(&record.key.project)?;
+    let project = world.projects.get(&record.key.project).filter(|project| project.active)?;
     let hosts = status::hosts(project, &record.key);
     let spec = &record.spec;
     let chain = policy_chain(world, &record.key.to_string());
@@ -96,7 +96,9 @@ pub fn service(world: &World, record: &ServiceRecord) -> Option<EdgeService> {
         ingress: spec.ingress,
         hosts: if spec.default_url_disabled { Vec::new() } else { hosts.all().cloned().collect() },
         audiences: audiences(record, &hosts),
-        invokers: policy::invokers(&chain, spec.invoker_iam_disabled),
+        invokers: policy::invokers(&chain, spec.invoker_iam_disabled, &|email| {
+            world.accounts.get(email).map(|account| account.unique_id.clone())
+        }),
         traffic: traffic.map(|t| EdgeTraffic { revision: t.revision, percent: t.percent, tag: t.tag }).collect(),
     })
 }
@@ -163,6 +165,9 @@ pub fn bounds(world: &World, key: &RevisionKey) -> Bounds {
     let (Some(revision), Some(service)) = (world.revisions.get(key), world.services.get(&key.service)) else {
         return none;
     };
+    if !world.is_active(&key.service.project) {
+        return none;
+    }
     let targets = status::targets(world, service);
     let mine: Vec<_> = targets.iter().filter(|t| t.revision == *key).collect();
     let percent: u32 = mine.iter().map(|t| u32::from(t.percent)).sum();

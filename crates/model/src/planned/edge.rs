@@ -80,8 +80,11 @@ pub struct Invokers {
     /// `allUsers`, or the invoker check is switched off: headers pass untouched.
     pub everyone: bool,
     pub all_authenticated: bool,
-    /// E-mail addresses, lower case, of users and service accounts.
+    /// E-mail addresses of users, lower case.
     pub emails: BTreeSet<String>,
+    /// E-mail addresses of service accounts, lower case, by unique id: who deletes an account and makes another one of
+    /// its name does not have the first one back.
+    pub accounts: BTreeMap<String, String>,
     /// Domains of `domain:` members.
     pub domains: BTreeSet<String>,
 }

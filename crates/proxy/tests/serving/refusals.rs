@@ -17,6 +17,8 @@ use crate::rig::{
 
 const URL: &str = "https://shop-123.asia-northeast1.run.app";
 
+const TILL: &str = "till@consumer-1.iam.gserviceaccount.com";
+
 fn now() -> i64 {
     i64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()).unwrap()
 }
@@ -25,7 +27,7 @@ fn token(key: &SigningKey) -> String {
     let claims = IdClaims {
         aud: URL.into(),
         azp: None,
-        email: Some("till@consumer-1.iam.gserviceaccount.com".into()),
+        email: Some(TILL.into()),
         email_verified: true,
         exp: now() + 3_600,
         google: None,
@@ -233,8 +235,8 @@ fn from_outside_only_ingress_all_is_reached_and_only_by_its_own_hosts() {
 /// A service that one account may invoke, a client of it, and that account's authorization.
 async fn private_shop(rig: &Rig, container: &Container) -> (EdgeService, Client, String) {
     let key = SigningKey::generate().unwrap();
-    let emails = ["till@consumer-1.iam.gserviceaccount.com".into()].into();
-    let service = EdgeService { invokers: Invokers { emails, ..Invokers::default() }, ..public() };
+    let accounts = [("1".into(), TILL.into())].into();
+    let service = EdgeService { invokers: Invokers { accounts, ..Invokers::default() }, ..public() };
     rig.control.set(EdgeItem::Keys(vec![key.public().clone()])).await;
     let address = rig.shop_with(service.clone(), revision(&[("i-1", container.address)])).await;
     (service, Client::connect(address).await, format!("Bearer {}", token(&key)))

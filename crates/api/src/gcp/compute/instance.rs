@@ -132,11 +132,7 @@ fn guest_attributes(visit: &Visit<'_>, link: &Link) -> Answer {
 
 /// RUNNING and TERMINATED are what is wanted; in between, while an operation on the VM runs, it is on its way.
 fn status(record: &Record<Instance>, world: &World) -> &'static str {
-    let verb = world
-        .operations
-        .values()
-        .find(|operation| !operation.is_done() && operation.target == record.link)
-        .map(|operation| operation.verb.as_str());
+    let verb = world.running_on(&record.link).map(|operation| operation.verb.as_str()).next();
     match (record.spec.wanted, verb) {
         (Power::On, Some("insert" | "start")) => "STAGING",
         (Power::On, _) => "RUNNING",
@@ -307,7 +303,9 @@ fn boot_disk(record: &Record<Instance>) -> Value {
 
 fn power(visit: &Visit<'_>, link: &Link, verb: &str, permission: &'static str, wanted: Power) -> Answer {
     visit.change_by::<Instance>(link, verb, permission, |world, record| {
-        if wanted == Power::On && record.spec.metadata.contains_key("startup-script") {
+        let common = world.projects.get(&link.project).map(|project| &project.common_metadata);
+        let has_script = |metadata: &BTreeMap<String, String>| metadata.contains_key("startup-script");
+        if wanted == Power::On && (has_script(&record.spec.metadata) || common.is_some_and(has_script)) {
             act_as(visit, world, &record.spec)?;
         }
         record.spec.wanted = wanted;

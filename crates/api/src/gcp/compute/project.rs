@@ -1,5 +1,7 @@
 //! The project as Compute sees it, and the metadata that all of its VMs share.
 
+use std::collections::BTreeSet;
+
 use control::{
     kinds::instance::check_metadata,
     operation::OperationState,
@@ -9,6 +11,7 @@ use model::{
     fault::Fault,
     id::ResourceId,
     name::{Link, Scope},
+    vm,
 };
 use serde_json::{Value, json};
 
@@ -62,10 +65,13 @@ pub(super) fn set_metadata(visit: &Visit<'_>) -> Answer {
             return Err(stale("Supplied fingerprint does not match current metadata fingerprint."));
         }
         let number = ResourceId(project.number.0);
-        // Metadata can hold a script that runs with the account of every VM.
-        if let Err(fault) =
-            visit.control.authorize_acting(world, visit.caller, &[project.compute_default_account().as_str()])
-        {
+        // Metadata can hold a script that runs with the account of every VM, also of those that come later.
+        let default = project.compute_default_account();
+        let vms = world.all::<vm::Instance>().filter(|vm| vm.link.project == *visit.project);
+        let attached = vms.filter_map(|vm| vm.spec.service_account.as_ref()).map(|account| account.email.as_str());
+        let emails: BTreeSet<&str> = attached.chain([default.as_str()]).collect();
+        let emails: Vec<&str> = emails.into_iter().collect();
+        if let Err(fault) = visit.control.authorize_acting(world, visit.caller, &emails) {
             let state = OperationState::Done { at: txn.now, fault: Some(fault) };
             return Ok(call.operation(&target, number, state, txn));
         }
