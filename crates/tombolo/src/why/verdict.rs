@@ -341,6 +341,7 @@ fn may_invoke(invokers: &Invokers, account: &str) -> bool {
         || invokers.all_authenticated
         || domain.is_some_and(|domain| invokers.domains.contains(&domain))
         || invokers.emails.contains(&email)
+        || invokers.accounts.values().any(|account| *account == email)
 }
 
 // ---- commands ----
