@@ -264,5 +264,5 @@ pub fn token(mint: &Mint, world: &World, email: &str, audience: &str, now: Times
     let account = account.ok_or_else(|| {
         Fault::new(Code::NotFound, "notFound", format!("There is no service account '{email}' that may be used"))
     })?;
-    Ok(mint.id_token(&account_claims(account, audience, None, now), now))
+    mint.id_token(&account_claims(account, audience, None, now), now)
 }
