@@ -15,6 +15,7 @@ use model::{
 };
 
 use crate::{
+    audit::{Audit, Witness},
     error,
     host::{ApiHost, Service},
     reply::Reply,
@@ -47,6 +48,7 @@ pub trait Api: Send + Sync {
 #[derive(Clone, Default)]
 pub struct Router {
     apis: BTreeMap<Service, Arc<dyn Api>>,
+    audit: Option<Arc<Audit>>,
 }
 
 impl Router {
@@ -59,6 +61,12 @@ impl Router {
         self
     }
 
+    /// Writes every change that passes here into the activity log.
+    pub fn audited(mut self, audit: Audit) -> Router {
+        self.audit = Some(Arc::new(audit));
+        self
+    }
+
     pub fn serves(&self, service: Service) -> bool {
         self.apis.contains_key(&service)
     }
@@ -68,10 +76,13 @@ impl Router {
     /// # Errors
     /// What the API refuses; a service without an API answers as if it had no methods.
     pub async fn serve(&self, call: Call) -> Answer {
-        match self.apis.get(&call.host.service) {
-            Some(api) => api.serve(call).await,
-            None => Err(error::unknown_method()),
+        let Some(api) = self.apis.get(&call.host.service) else { return Err(error::unknown_method()) };
+        let begun = self.audit.as_ref().and_then(|audit| Some((audit, audit.begin(&call)?)));
+        let answer = api.serve(call).await;
+        if let Some((audit, begun)) = begun {
+            audit.end(begun, &answer);
         }
+        answer
     }
 }
 
@@ -88,6 +99,8 @@ pub struct Call {
     /// Where the client is. Never a proof of identity.
     pub peer: IpAddr,
     pub now: Timestamp,
+    /// Told who is calling as soon as that is known.
+    pub witness: Witness,
 }
 
 /// The headers that any API reads. A call inside a batch inherits them.
@@ -145,7 +158,7 @@ impl Call {
         let path = raw.split('/').map(decode_segment).collect::<Result<_, _>>()?;
         let verb = verb.map(str::to_owned);
         let query = Query::parse(uri.query().unwrap_or(""))?;
-        Ok(Call { host, method, path, verb, query, headers, body, peer, now })
+        Ok(Call { host, method, path, verb, query, headers, body, peer, now, witness: Witness::default() })
     }
 
     /// The path for `match`: `["compute", "v1", "projects", project, "global", "networks"]`.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use control::{ops::Control, tokens::Mint};
 use logs::Journal;
 
-use crate::{call::Router, host::Service};
+use crate::{audit::Audit, call::Router, host::Service};
 
 /// Every API of ours behind its host.
 pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> Router {
@@ -35,7 +35,8 @@ pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> 
         .with(Service::IamCredentials, Arc::new(iam::IamCredentials { control: c(), mint: m() }))
         .with(Service::ResourceManager, Arc::new(crm::ResourceManager { control: c(), mint: m() }))
         .with(Service::ServiceUsage, Arc::new(serviceusage::ServiceUsage { control: c(), mint: m() }))
-        .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal }))
+        .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal: journal.clone() }))
+        .audited(Audit { control: c(), journal })
         .with(Service::OAuth, oauth.clone())
         .with(Service::Accounts, oauth)
 }

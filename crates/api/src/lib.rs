@@ -9,6 +9,7 @@
 //!
 //! Start with [`call`], then [`door`].
 
+pub mod audit;
 pub mod batch;
 pub mod call;
 pub mod door;

@@ -32,7 +32,7 @@ const GCLOUD_CLIENT: &str = "32555940559.apps.googleusercontent.com";
 pub enum Granted {
     Access { token: String, expires_in_s: u64 },
     Id { token: String },
-    User { access: String, id: String, scope: String, expires_in_s: u64 },
+    User { access: String, id: String, scope: String, expires_in_s: u64, refresh: Option<String> },
 }
 
 /// Seconds that the token endpoint says a fresh token lives. Source: it always says 3599.
@@ -98,7 +98,40 @@ pub fn refresh(mint: &Mint, world: &World, token: &str, client_id: &str, now: Ti
         .map_err(|_| oauth("invalid_scope", "Too many scopes."))?;
     let audience = if client_id.is_empty() { GCLOUD_CLIENT } else { client_id };
     let id = mint.id_token(&user_claims(&email, audience, now), now)?;
-    Ok(Granted::User { access, id, scope, expires_in_s: EXPIRES_IN_S })
+    Ok(Granted::User { access, id, scope, expires_in_s: EXPIRES_IN_S, refresh: None })
+}
+
+/// What a client brings with the code that the operator gave to its user.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeExchange<'a> {
+    pub code: &'a str,
+    pub client_id: &'a str,
+    pub redirect_uri: &'a str,
+    /// What its challenge was made of (RFC 7636).
+    pub verifier: &'a str,
+}
+
+/// A code for a user's tokens, a refresh token among them.
+pub fn exchange(mint: &Mint, ask: CodeExchange<'_>, now: Timestamp) -> Result<Granted, Fault> {
+    let invalid = |why: &str| oauth("invalid_grant", why);
+    let consent = mint.take_consent(ask.code, now).ok_or_else(|| invalid("Malformed auth code."))?;
+    if consent.client_id != ask.client_id {
+        return Err(oauth("invalid_client", "The OAuth client was not found."));
+    }
+    if consent.redirect_uri != ask.redirect_uri {
+        return Err(oauth("redirect_uri_mismatch", "Bad Request"));
+    }
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, ask.verifier.as_bytes());
+    if base64::encode(Form::Url, digest.as_ref()) != consent.challenge {
+        return Err(invalid("Invalid code verifier."));
+    }
+    let principal = Principal::User { email: consent.email.to_ascii_lowercase() };
+    let scope = consent.scopes.join(" ");
+    let too_many = |_| oauth("invalid_scope", "Too many scopes.");
+    let access = mint.access_token(principal, consent.scopes, now, TOKEN_LIFETIME).map_err(too_many)?;
+    let refresh = mint.refresh_token(&consent.email, now).map_err(too_many)?;
+    let id = mint.id_token(&user_claims(&consent.email.to_ascii_lowercase(), ask.client_id, now), now)?;
+    Ok(Granted::User { access, id, scope, expires_in_s: EXPIRES_IN_S, refresh: Some(refresh) })
 }
 
 fn user_claims(email: &str, audience: &str, now: Timestamp) -> identity::token::IdClaims {
@@ -146,7 +179,7 @@ fn impersonate(
         })?;
         let hop = AccountName { project: "-", account: name };
         let hop = usable(accounts::own(control, world, &actor, hop, "iam.serviceAccounts.implicitDelegation")?)?;
-        actor = Caller { principal: tokens::principal(hop), scopes: Vec::new() };
+        actor = Caller::new(tokens::principal(hop), Vec::new());
     }
     usable(accounts::own(control, world, &actor, target, permission)?).cloned()
 }

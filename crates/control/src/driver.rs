@@ -254,6 +254,7 @@ impl Driver {
     fn look(&mut self) {
         let control = self.control.clone();
         let changes = control.take_touched();
+        self.serving.log_ends(&changes);
         let world = control.read();
         let sent_cells = self.send_cells(&world);
         let sent_edge = self.send_edge(&world);

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use logs::{
     Entry,
+    audit::{self, Principal},
     lines::LineNames,
     records::{self, FlowNames, PscNames, Reporter, RunNames, VmNames, VpcNames},
 };
@@ -21,6 +22,7 @@ use model::{
 
 use crate::{
     kind::Record,
+    operation::{Operation, OperationState},
     random,
     world::{Holder, World},
 };
@@ -119,6 +121,22 @@ fn psc_at(world: &World, network: &Link, address: Ipv4Addr) -> Option<PscNames> 
     let subnet = world.all::<vpc::Subnetwork>().find(holds)?;
     let connection = world.connections.get(&model::id::EndpointId(rule.id.0))?;
     Some(PscNames { connection_id: connection.connection.connection_id.0, vpc: vpc_names(network, &subnet.link)? })
+}
+
+/// The end of a Compute operation, in the activity log; None while it runs.
+pub fn ended(operation: &Operation) -> Option<Entry> {
+    let OperationState::Done { at, fault } = &operation.state else { return None };
+    let kind = if operation.user.ends_with("gserviceaccount.com") { "serviceAccount" } else { "user" };
+    let ended = audit::Ended {
+        name: &operation.name,
+        target: &operation.target,
+        target_id: &operation.target_id.to_string(),
+        verb: &operation.verb,
+        principal: Principal { email: operation.user.clone(), subject: format!("{kind}:{}", operation.user) },
+        status: fault.as_ref().map_or(Ok(()), |fault| Err((fault.code, fault.message.clone()))),
+        at: *at,
+    };
+    Some(audit::ended(&ended, random::number()))
 }
 
 /// Says in the flow log of every project concerned that records are missing.

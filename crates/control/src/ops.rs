@@ -4,7 +4,7 @@
 //! touched. All writers, also in other processes, are put in order by one key that every commit compares and replaces.
 
 use std::{
-    sync::{Arc, Mutex, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -27,12 +27,14 @@ pub use crate::change::Change;
 use crate::{
     kind::{Kind, Need, Record, Reference, word_of},
     operation::{Operation, OperationState},
-    random,
+    policies, random,
     world::World,
 };
 
 /// How often a commit is tried again when another writer was faster.
 const COMMIT_TRIES: u32 = 16;
+/// Questions to IAM that one call's entry shows at most.
+const TRAIL_MAX: usize = 64;
 /// The key that puts all writers in order.
 const HEAD: &str = "head";
 
@@ -76,6 +78,50 @@ pub struct Caller {
     pub principal: Principal,
     /// OAuth scopes of the credential; empty means all (the operator's own token).
     pub scopes: Vec<String>,
+    /// What was asked of IAM in their name.
+    pub trail: Trail,
+}
+
+impl Caller {
+    pub fn new(principal: Principal, scopes: Vec<String>) -> Caller {
+        Caller { principal, scopes, trail: Trail::default() }
+    }
+}
+
+/// What was asked of IAM in the course of one call, for the activity log. Clones are of the same call.
+#[derive(Clone, Debug, Default)]
+pub struct Trail(Arc<Mutex<Vec<Checked>>>);
+
+/// One question to IAM and its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    pub permission: &'static str,
+    pub resource: String,
+    pub granted: bool,
+}
+
+impl Trail {
+    /// The last answer to each question, in the order of asking: a decision may be made more than once.
+    fn note(&self, need: &Need, granted: bool) {
+        let mut checked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |c: &&mut Checked| c.permission == need.permission && c.resource == need.resource;
+        if let Some(before) = checked.iter_mut().find(same) {
+            before.granted = granted;
+        } else if checked.len() < TRAIL_MAX {
+            checked.push(Checked { permission: need.permission, resource: need.resource.clone(), granted });
+        }
+    }
+
+    pub fn checked(&self) -> Vec<Checked> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// It says nothing of who somebody is.
+impl PartialEq for Trail {
+    fn eq(&self, _: &Trail) -> bool {
+        true
+    }
 }
 
 /// The right to do something, made only by [`Control::authorize`].
@@ -232,10 +278,13 @@ impl Control {
     pub fn authorize(&self, world: &World, caller: &Caller, needs: &[Need]) -> Result<Authorized, Need> {
         let who = policy::Caller::Known(&caller.principal);
         for need in needs {
-            let Some(permission) = Permission::parse(need.permission) else { return Err(need.clone()) };
-            match policy::decide(&policy_chain(world, &need.resource), who, permission) {
-                Decision::Allowed(_) => {}
-                Decision::Denied => return Err(need.clone()),
+            let allowed = Permission::parse(need.permission).is_some_and(|permission| {
+                let decision = policy::decide(&policy_chain(world, &need.resource), who, permission);
+                matches!(decision, Decision::Allowed(_))
+            });
+            caller.trail.note(need, allowed);
+            if !allowed {
+                return Err(need.clone());
             }
         }
         Ok(Authorized(()))
@@ -379,14 +428,11 @@ impl Control {
     /// What a caller hears of a resource that does not exist: 404 only with the right to see its project.
     fn absent(&self, world: &World, caller: &Caller, link: &Link) -> Fault {
         let project = format!("projects/{}", link.project);
-        match self.authorize(world, caller, &[Need::on("compute.projects.get", project)]) {
-            Ok(Authorized(())) => Fault::not_found(link),
-            Err(_) => Fault::new(
-                Code::PermissionDenied,
-                "forbidden",
-                format!("Required 'compute.{}.get' permission for '{link}'", link.collection),
-            ),
+        if policies::holds(world, &caller.principal, "compute.projects.get", &project) {
+            return Fault::not_found(link);
         }
+        let text = format!("Required 'compute.{}.get' permission for '{link}'", link.collection);
+        Fault::new(Code::PermissionDenied, "forbidden", text)
     }
 
     /// The operation that the same caller began under this `requestId`.

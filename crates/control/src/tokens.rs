@@ -24,8 +24,8 @@ use model::{
     fault::Fault,
     iam::{Principal, ServiceAccount},
     limits::{
-        METADATA_TOKEN_LEFT_MIN, MINT_CACHE_MAX, OPERATOR_TOKEN_LIFETIME, REFRESH_TOKEN_LIFETIME, SIGNING_KEY_WAIT_MAX,
-        TOKEN_LIFETIME,
+        CONSENTS_MAX, METADATA_TOKEN_LEFT_MIN, MINT_CACHE_MAX, OPERATOR_TOKEN_LIFETIME, REFRESH_TOKEN_LIFETIME,
+        SIGNING_KEY_WAIT_MAX, TOKEN_LIFETIME,
     },
     planned::{
         edge::PublicKey,
@@ -40,7 +40,7 @@ use crate::{
     accounts,
     kind::Record,
     ops::{Caller, Change, Control},
-    policies, projects,
+    policies, projects, random,
     world::{Holder, World},
 };
 
@@ -104,6 +104,21 @@ pub struct Mint {
     founded: Condvar,
     cache: Mutex<HashMap<CacheKey, (String, Timestamp)>>,
     system: Mutex<HashMap<String, Arc<SigningKey>>>,
+    /// By code. They are gone with the process; whoever held one asks again.
+    consents: Mutex<HashMap<String, Consent>>,
+}
+
+/// That a client may act as a user. Only the operator can say so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consent {
+    pub email: String,
+    /// The client as it named itself, and where it wanted the code sent: both must be the same again.
+    pub client_id: String,
+    pub redirect_uri: String,
+    /// The SHA-256 of what only the client knows, base64url. Source: RFC 7636, S256.
+    pub challenge: String,
+    pub scopes: Vec<String>,
+    pub until: Timestamp,
 }
 
 /// A token that would be the same if it were made again.
@@ -138,6 +153,7 @@ impl Mint {
             founded: Condvar::new(),
             cache: Mutex::default(),
             system: Mutex::default(),
+            consents: Mutex::default(),
         })
     }
 
@@ -259,6 +275,25 @@ impl Mint {
         Ok(token.replacen(USER_PREFIX, REFRESH_PREFIX, 1))
     }
 
+    /// A code for which a client gets tokens of a user, once. Only the operator may ask for one.
+    pub fn consent(&self, consent: Consent, now: Timestamp) -> Result<String, Fault> {
+        let mut consents = self.consents.lock().unwrap_or_else(PoisonError::into_inner);
+        consents.retain(|_, consent| consent.until > now);
+        if consents.len() >= CONSENTS_MAX {
+            return Err(Fault::unavailable("So many codes are out already. They end after ten minutes."));
+        }
+        // Source: Google's codes look like this.
+        let code = format!("4/0{}", random::hex(64));
+        consents.insert(code.clone(), consent);
+        Ok(code)
+    }
+
+    /// Takes a code: whatever becomes of it, it is not taken again.
+    pub(crate) fn take_consent(&self, code: &str, now: Timestamp) -> Option<Consent> {
+        let mut consents = self.consents.lock().unwrap_or_else(PoisonError::into_inner);
+        consents.remove(code).filter(|consent| consent.until > now)
+    }
+
     /// Whose a refresh token is.
     pub(crate) fn verify_refresh(&self, world: &World, token: &str, now: Timestamp) -> Option<AccessClaims> {
         let sealed = format!("{USER_PREFIX}{}", token.strip_prefix(REFRESH_PREFIX)?);
@@ -302,7 +337,7 @@ impl Mint {
         if claims.scopes.is_empty() {
             return Err(Refused::Unknown);
         }
-        Ok(Caller { principal: claims.principal, scopes: claims.scopes })
+        Ok(Caller::new(claims.principal, claims.scopes))
     }
 
     fn authenticate_assertion(
@@ -323,7 +358,7 @@ impl Mint {
             return Err(Refused::AccountState);
         }
         let scopes = verified.credential(service).map_err(|_| Refused::Unknown)?;
-        Ok(Caller { principal: principal(account), scopes })
+        Ok(Caller::new(principal(account), scopes))
     }
 
     /// Every key whose signature counts as the account's: those its owner holds and are enabled, and the one control

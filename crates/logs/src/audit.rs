@@ -4,7 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use model::{fault::Code, name::ProjectId, time::Timestamp};
+use model::{
+    fault::Code,
+    name::{Link, ProjectId, Scope},
+    time::Timestamp,
+};
 use serde_json::{Map, Value, json};
 
 use crate::entry::{Entry, LogName, Operation, Payload, Resource, Severity, insert_id};
@@ -85,15 +89,16 @@ impl Call {
             "authenticationInfo",
             json!({"principalEmail": self.principal.email, "principalSubject": self.principal.subject}),
         );
-        put(
-            "requestMetadata",
+        // The end of an operation is nobody's request.
+        let metadata = (!self.caller_ip.is_empty()).then(|| {
             json!({
                 "callerIp": self.caller_ip,
                 "callerSuppliedUserAgent": self.user_agent,
                 "requestAttributes": {"time": self.at.rfc3339_us(), "auth": {}},
                 "destinationAttributes": {},
-            }),
-        );
+            })
+        });
+        metadata.map(|metadata| put("requestMetadata", metadata));
         put("serviceName", json!(self.service));
         put("methodName", json!(self.method));
         put("authorizationInfo", self.permissions.iter().map(Checked::to_json).collect());
@@ -121,6 +126,119 @@ impl Checked {
         out["resourceAttributes"] = json!({});
         out["permissionType"] = json!("ADMIN_WRITE");
         out
+    }
+}
+
+/// The end of a Compute operation: the second entry of the call that began it.
+pub fn ended(operation: &Ended<'_>, chance: u32) -> Entry {
+    let link = operation.target;
+    let method = compute_method(link, operation.verb);
+    Call {
+        project: link.project.clone(),
+        service: COMPUTE.to_owned(),
+        method: format!("v1.{method}"),
+        resource_name: link.to_string(),
+        resource: compute_resource(link, operation.target_id),
+        principal: operation.principal.clone(),
+        permissions: Vec::new(),
+        caller_ip: String::new(),
+        user_agent: String::new(),
+        locations: locations(link),
+        request: Some(json!({"@type": format!("type.googleapis.com/{method}")})),
+        response: None,
+        status: operation.status.clone(),
+        operation: Some(Operation {
+            id: operation.name.to_owned(),
+            producer: COMPUTE.to_owned(),
+            first: false,
+            last: true,
+        }),
+        at: operation.at,
+        chance,
+    }
+    .entry()
+}
+
+/// A Compute operation that is done.
+#[derive(Clone, Debug)]
+pub struct Ended<'a> {
+    pub name: &'a str,
+    pub target: &'a Link,
+    pub target_id: &'a str,
+    /// `insert`, `patch`, …; also as operations spell it, with the method in front.
+    pub verb: &'a str,
+    pub principal: Principal,
+    pub status: Result<(), (Code, String)>,
+    pub at: Timestamp,
+}
+
+const COMPUTE: &str = "compute.googleapis.com";
+
+/// `compute.networks.insert`: the published name of a method. Some collections have a name of their own in regions,
+/// others where they are global.
+pub fn compute_method(link: &Link, verb: &str) -> String {
+    let collection = link.collection.as_str();
+    let prefix = match (&link.scope, collection) {
+        (
+            Scope::Region(_),
+            "backendServices" | "healthChecks" | "networkEndpointGroups" | "targetHttpProxies" | "urlMaps",
+        )
+        | (Scope::Region(_), "operations") => "region",
+        (Scope::Global, "addresses" | "forwardingRules" | "operations") => "global",
+        (Scope::Zone(_), "operations") => "zone",
+        _ => "",
+    };
+    let collection = match (prefix, collection) {
+        ("", collection) => collection.to_owned(),
+        (prefix, "operations") => format!("{prefix}Operations"),
+        (prefix, collection) => {
+            let (first, rest) = collection.split_at(1);
+            format!("{prefix}{}{rest}", first.to_uppercase())
+        }
+    };
+    // An operation may name its method whole, or by a word that no method has.
+    let verb = verb.rsplit('.').next().unwrap_or(verb);
+    let verb = match verb {
+        verb if verb.starts_with("create") => "insert",
+        verb if verb.starts_with("delete") => "delete",
+        verb => verb,
+    };
+    format!("compute.{collection}.{verb}")
+}
+
+/// The monitored resource of a Compute resource. Source: Logging, "Monitored resource types".
+pub fn compute_resource(link: &Link, id: &str) -> Resource {
+    let (kind, label) = match link.collection.as_str() {
+        "networks" => ("gce_network", "network_id"),
+        "subnetworks" => ("gce_subnetwork", "subnetwork_id"),
+        "addresses" => ("gce_reserved_address", "reserved_address_id"),
+        "firewalls" => ("gce_firewall_rule", "firewall_rule_id"),
+        "backendServices" => ("gce_backend_service", "backend_service_id"),
+        "forwardingRules" => ("gce_forwarding_rule", "forwarding_rule_id"),
+        "networkEndpointGroups" => ("gce_network_endpoint_group", "network_endpoint_group_id"),
+        "targetHttpProxies" => ("gce_target_http_proxy", "target_http_proxy_id"),
+        "urlMaps" => ("gce_url_map", "url_map_id"),
+        "instances" => ("gce_instance", "instance_id"),
+        "serviceAttachments" => ("gce_service_attachment", "service_attachment_id"),
+        "projects" => ("gce_project", "project_id"),
+        _ => ("api", "resource_id"),
+    };
+    let (place, at) = match &link.scope {
+        Scope::Zone(zone) => ("zone", zone.to_string()),
+        Scope::Region(region) => ("location", region.to_string()),
+        Scope::Global => ("location", "global".to_owned()),
+    };
+    let mut resource = Resource::new(kind, [(label, id.to_owned()), (place, at)]);
+    resource.labels.insert("project_id".to_owned(), link.project.to_string());
+    resource
+}
+
+/// Where a Compute resource is.
+pub fn locations(link: &Link) -> Vec<String> {
+    match &link.scope {
+        Scope::Global => vec!["global".to_owned()],
+        Scope::Region(region) => vec![region.to_string()],
+        Scope::Zone(zone) => vec![zone.to_string()],
     }
 }
 

@@ -156,6 +156,9 @@ pub const ACCOUNT_KEYS_MAX: usize = 10;
 pub const OPERATOR_TOKEN_LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 /// A user's refresh token.
 pub const REFRESH_TOKEN_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// A code that the operator gave to a client is exchanged within this; so many may be out at once.
+pub const CONSENT_LIFETIME: Duration = Duration::from_secs(600);
+pub const CONSENTS_MAX: usize = 64;
 /// Minted tokens kept for workloads that ask again.
 pub const MINT_CACHE_MAX: usize = 4_096;
 /// Members in one policy. Source: IAM, 1500.
@@ -274,6 +277,8 @@ pub const LOG_SEGMENT_BYTES: u64 = 4 << 20;
 pub const LOG_UNWRITTEN_BYTES_MAX: u64 = 8 << 20;
 /// An entry is on disk this long after it came, unless the disk refuses it.
 pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(200);
+/// Bytes of a request that the activity log shows; a longer one is left out.
+pub const AUDIT_REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Records waiting to be written; more are dropped and the drop is recorded.
 pub const LOG_QUEUE_MAX: usize = 65_536;
 

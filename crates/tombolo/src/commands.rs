@@ -46,6 +46,16 @@ pub struct LoadArgs {
     pub name: String,
 }
 
+#[derive(clap::Args, Clone, Debug)]
+pub struct ConsentArgs {
+    #[command(flatten)]
+    pub cloud: CloudArgs,
+    /// E-mail address of the user
+    pub user: String,
+    /// The address that `gcloud auth login --no-launch-browser` shows, in single quotes
+    pub url: String,
+}
+
 /// How long `down` waits for the supervisor to finish.
 const DOWN_MAX: Duration = Duration::from_secs(60);
 
@@ -184,6 +194,18 @@ pub fn ssh(args: &SshArgs) -> Outcome {
     let find = Ask::FindVm { project: args.project.clone(), name: args.vm.clone() };
     let Answer::Vm { workload, .. } = ask_running(&dirs, &find)? else { return Err("unexpected answer".into()) };
     Ok(ExitCode::from(terminal::exec(&dirs.run, &workload, &args.command)?))
+}
+
+pub fn consent(args: &ConsentArgs) -> Outcome {
+    let dirs = Dirs::of(&args.cloud.cloud);
+    let ask = Ask::Consent { email: args.user.clone(), url: args.url.clone() };
+    let Answer::Code { code, location } = ask_running(&dirs, &ask)? else { return Err("unexpected answer".into()) };
+    println!("{code}");
+    // A client that waits for a browser listens on this machine.
+    if location.starts_with("http://localhost") || location.starts_with("http://127.0.0.1") {
+        eprintln!("or open {location}");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub fn load(args: &LoadArgs) -> Outcome {

@@ -47,6 +47,8 @@ enum Command {
     Ssh(commands::SshArgs),
     /// Send a packet or a request the real way and say what it met, where it ended, and what would mend that
     Why(why::Args),
+    /// Let a client act as a user: prints the code that `gcloud auth login --no-launch-browser` asks for
+    Consent(commands::ConsentArgs),
     /// Make a local OCI layout or archive available as an image
     Load(commands::LoadArgs),
     /// The whole journey on a throwaway cloud: a private service, published to another project, called from its VM
@@ -108,6 +110,7 @@ fn run(command: Command) -> Outcome {
         Command::Env(args) => commands::env(&args),
         Command::Ssh(args) => commands::ssh(&args),
         Command::Why(args) => why::run(&args),
+        Command::Consent(args) => commands::consent(&args),
         Command::Load(args) => commands::load(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Role(args) => roles::run(args),

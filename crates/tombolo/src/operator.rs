@@ -28,6 +28,11 @@ pub enum Ask {
         project: Option<String>,
         name: String,
     },
+    /// That a client may act as a user: what `gcloud auth login --no-launch-browser` shows.
+    Consent {
+        email: String,
+        url: String,
+    },
     /// An image that the image role has unpacked.
     AddImage(Box<control::world::ImageRecord>),
     /// What is known of a packet from a VM to an address or a VM's name.
@@ -60,6 +65,11 @@ pub enum Answer {
         backend: Box<control::why::Backend>,
         token: Option<String>,
         audience: Option<String>,
+    },
+    /// What the client asks for, and where a browser would take it.
+    Code {
+        code: String,
+        location: String,
     },
     Done,
     /// Not before it has started.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use control::{
-    credentials::{self, Granted, TokenInfo},
+    credentials::{self, CodeExchange, Granted, TokenInfo},
     ops::Control,
     tokens::Mint,
 };
@@ -66,6 +66,7 @@ impl OAuth {
                 &Method::GET,
                 ["oauth2", "v1" | "v2" | "v3", "userinfo"] | ["userinfo", "v2", "me"] | ["v1", "userinfo"],
             ) => self.user_info(call),
+            (&Method::GET, ["o", "oauth2", "auth"] | ["o", "oauth2", "v2", "auth"]) => Ok(no_page()),
             (&Method::GET, ["oauth2", "v1", "certs"]) => certs::x509(&self.mint, call.now),
             (&Method::GET, ["oauth2", "v2" | "v3", "certs"]) => certs::jwks(&self.mint, call.now),
             (&Method::GET, [".well-known", "openid-configuration"]) => Ok(certs::openid_configuration()),
@@ -92,8 +93,15 @@ impl OAuth {
                 let client = form.get("client_id").unwrap_or("");
                 credentials::refresh(&self.mint, &world, need("refresh_token")?, client, call.now)
             }
-            // There is no page on which a person could say yes; the operator hands out refresh tokens instead.
-            "authorization_code" => Err(error::oauth("invalid_grant", "Malformed auth code.")),
+            "authorization_code" => {
+                let ask = CodeExchange {
+                    code: need("code")?,
+                    client_id: need("client_id")?,
+                    redirect_uri: need("redirect_uri")?,
+                    verifier: need("code_verifier")?,
+                };
+                credentials::exchange(&self.mint, ask, call.now)
+            }
             other => Err(error::oauth("unsupported_grant_type", format!("Invalid grant_type: {other}"))),
         }
     }
@@ -141,10 +149,24 @@ fn granted(granted: Granted) -> Value {
             json!({"access_token": token, "expires_in": expires_in_s, "token_type": "Bearer"})
         }
         Granted::Id { token } => json!({"id_token": token}),
-        Granted::User { access, id, scope, expires_in_s } => json!({
-            "access_token": access, "expires_in": expires_in_s, "scope": scope, "token_type": "Bearer", "id_token": id,
-        }),
+        Granted::User { access, id, scope, expires_in_s, refresh } => {
+            let mut shown = json!({
+                "access_token": access, "expires_in": expires_in_s, "scope": scope, "token_type": "Bearer", "id_token": id,
+            });
+            if let Some(refresh) = refresh {
+                shown["refresh_token"] = refresh.into();
+            }
+            shown
+        }
     }
+}
+
+/// There are no passwords here, and so no page on which a person could say yes: who operates the cloud says it.
+fn no_page() -> Reply {
+    let page = "<!doctype html><title>Sign in</title><p>This cloud has no passwords. Whoever operates it lets a client in \
+                with <code>tombolo consent USER 'THE ADDRESS OF THIS PAGE'</code>, which prints the code that the client \
+                asks for.\n";
+    Reply::bytes(HeaderValue::from_static("text/html; charset=utf-8"), page)
 }
 
 /// Source: RFC 6749, 5.1: what holds a token is not to be cached.

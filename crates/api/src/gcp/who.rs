@@ -66,5 +66,6 @@ pub fn caller(control: &Control, mint: &Mint, call: &Call, method: &str) -> Resu
     if let Some(project) = &call.headers.user_project {
         credentials::may_use_project(&world, &caller, project)?;
     }
+    call.witness.tell(&caller);
     Ok(caller)
 }

@@ -51,7 +51,7 @@ impl Cloud {
         let control = Control::open(Arc::new(store::Embedded::in_memory()), tell).unwrap().with_steady(steady);
         let control = Arc::new(control);
         projects::bootstrap(&control, None).unwrap();
-        let admin = Caller { principal: Principal::User { email: ADMIN_DEFAULT.into() }, scopes: vec![] };
+        let admin = Caller::new(Principal::User { email: ADMIN_DEFAULT.into() }, vec![]);
         for id in ["producer-1", "consumer-1", "consumer-2"] {
             let wanted = Wanted { id: id.into(), display_name: None, parent: None, labels: Default::default() };
             projects::create(&control, &admin, &wanted).unwrap();

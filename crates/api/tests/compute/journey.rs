@@ -185,3 +185,88 @@ fn take_down(cloud: &Cloud, p: &str, c: &str, z: &str) {
     let world = cloud.control.read();
     assert!(world.objects.is_empty() && world.seats.is_empty() && world.connections.is_empty());
 }
+
+/// A resource and everything else of the journey that stands in its way.
+#[test]
+fn whatever_is_deleted_first_the_refusal_names_who_still_uses_it_and_in_the_end_nothing_is_left() {
+    for turn in 0..6 {
+        let cloud = Cloud::new();
+        let (p, c) = (format!("producer-1/regions/{R}"), format!("consumer-1/regions/{R}"));
+        cloud.producer(json!({"consumerAcceptLists": [{"projectIdOrNum": "consumer-1", "connectionLimit": 1}]}));
+        cloud.consumer("consumer-1");
+        cloud.endpoint("consumer-1", "end");
+        let mut left = vec![
+            "consumer-1/global/networks/cv".to_owned(),
+            format!("{c}/subnetworks/cs"),
+            format!("{c}/forwardingRules/end"),
+            "producer-1/global/networks/pv".to_owned(),
+            format!("{p}/subnetworks/plain"),
+            format!("{p}/subnetworks/proxies"),
+            format!("{p}/subnetworks/nat"),
+            format!("{p}/networkEndpointGroups/neg"),
+            format!("{p}/backendServices/back"),
+            format!("{p}/urlMaps/map"),
+            format!("{p}/targetHttpProxies/proxy"),
+            format!("{p}/forwardingRules/front"),
+            format!("{p}/serviceAttachments/att"),
+        ];
+        let (turned, len) = (turn * 2, left.len());
+        left.rotate_left(turned % len);
+        while !left.is_empty() {
+            let before = left.len();
+            for path in left.clone() {
+                match refusal(&cloud, &path) {
+                    None => left.retain(|other| *other != path),
+                    Some(why) => {
+                        let user = why.rsplit("'projects/").next().and_then(|rest| rest.strip_suffix('\'')).unwrap();
+                        assert!(why.contains(&format!("resource 'projects/{path}' is already being used by")), "{why}");
+                        assert!(left.contains(&user.to_owned()), "{why}: but that is gone already");
+                    }
+                }
+            }
+            assert!(left.len() < before, "none of {left:?} can be deleted");
+        }
+        let world = cloud.control.read();
+        assert!(world.objects.is_empty() && world.seats.is_empty() && world.connections.is_empty());
+    }
+}
+
+/// Deletes; why not, if not. Some refusals are the call's, others its operation's.
+fn refusal(cloud: &Cloud, path: &str) -> Option<String> {
+    let (_, body) = cloud.call(Method::DELETE, path, Value::Null);
+    cloud.finish();
+    let error = &body["error"]["errors"][0];
+    let message = error["message"].as_str()?.to_owned();
+    let known = ["resourceInUseByAnotherResource", "RESOURCE_IN_USE_BY_ANOTHER_RESOURCE"];
+    assert!(known.iter().any(|reason| error["reason"] == *reason || error["code"] == *reason), "{path}: {body}");
+    Some(message)
+}
+
+#[test]
+fn of_two_clients_that_change_what_both_have_read_the_second_hears_412() {
+    let cloud = Cloud::new();
+    cloud.producer(json!({}));
+    let p = format!("producer-1/regions/{R}");
+    for (path, first, second) in [
+        (format!("{p}/backendServices/back"), json!({"description": "a"}), json!({"description": "b"})),
+        (format!("{p}/urlMaps/map"), json!({"description": "a"}), json!({"description": "b"})),
+        (
+            format!("{p}/subnetworks/plain"),
+            json!({"privateIpGoogleAccess": true}),
+            json!({"logConfig": {"enable": true}}),
+        ),
+        (format!("{p}/serviceAttachments/att"), json!({"description": "a"}), json!({"description": "b"})),
+    ] {
+        let read = cloud.get(&path)["fingerprint"].clone();
+        let with = |mut body: Value| {
+            body["fingerprint"] = read.clone();
+            body
+        };
+        assert_eq!(cloud.done(Method::PATCH, &path, with(first)).get("error"), None, "{path}");
+        let (status, reason, _) = cloud.refused(Method::PATCH, &path, with(second.clone()));
+        assert_eq!((status, reason.as_str()), (412, "conditionNotMet"), "{path}");
+        let mut again = second;
+        again["fingerprint"] = cloud.get(&path)["fingerprint"].clone();
+        assert_eq!(cloud.done(Method::PATCH, &path, again).get("error"), None, "{path}");
+    }
+}

@@ -184,10 +184,8 @@ fn nobody_calls_without_a_credential_or_beyond_their_rights() {
 #[test]
 fn a_project_without_the_api_is_told_how_to_enable_it() {
     let cloud = Cloud::new();
-    let admin = control::ops::Caller {
-        principal: model::iam::Principal::User { email: "admin@tombolo.local".into() },
-        scopes: vec![],
-    };
+    let admin = model::iam::Principal::User { email: "admin@tombolo.local".into() };
+    let admin = control::ops::Caller::new(admin, vec![]);
     let number =
         control::projects::disable(&cloud.control, &admin, "consumer-2", "compute.googleapis.com").unwrap().number;
     let (status, reason, message) = cloud.refused(Method::GET, "consumer-2/global/networks", Value::Null);

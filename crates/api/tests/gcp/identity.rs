@@ -369,3 +369,47 @@ async fn nobody_acts_as_an_agent_of_the_platform() {
     let default = format!("{}-compute@developer.gserviceaccount.com", scene.number("producer-1"));
     scene.post(&format!("{CREDENTIALS}/{default}:generateAccessToken"), ask).await.ok();
 }
+
+#[tokio::test]
+async fn a_code_from_the_operator_is_good_once_for_the_client_that_asked() {
+    let scene = Scene::new();
+    // Source: RFC 7636, appendix B.
+    let (verifier, challenge) =
+        ("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+    let scope = "openid https://www.googleapis.com/auth/userinfo.email https://www.googleapis.com/auth/cloud-platform";
+    let code = |seconds: u64| {
+        let now = scene.control.now();
+        let consent = control::tokens::Consent {
+            email: "Ada@example.com".into(),
+            client_id: "client-1".into(),
+            redirect_uri: "https://sdk.cloud.google.com/authcode.html".into(),
+            challenge: challenge.into(),
+            scopes: scope.split(' ').map(str::to_owned).collect(),
+            until: now.plus(std::time::Duration::from_secs(seconds)),
+        };
+        scene.mint.consent(consent, now).unwrap()
+    };
+    let exchange = async |code: &str, client: &str, verifier: &str| {
+        let form = [
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("client_id", client),
+            ("redirect_uri", "https://sdk.cloud.google.com/authcode.html"),
+            ("code_verifier", verifier),
+        ];
+        scene.form("https://oauth2.googleapis.com/token", &form).await
+    };
+    let good = code(600);
+    let tokens = exchange(&good, "client-1", verifier).await.ok();
+    assert_eq!((tokens["scope"].as_str(), tokens["token_type"].as_str()), (Some(scope), Some("Bearer")));
+    let who =
+        format!("https://oauth2.googleapis.com/tokeninfo?access_token={}", tokens["access_token"].as_str().unwrap());
+    assert_eq!(scene.get(&who).await.ok()["email"], "ada@example.com");
+    let refresh = tokens["refresh_token"].as_str().unwrap();
+    let form = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("client_id", "client-1")];
+    scene.form("https://oauth2.googleapis.com/token", &form).await.ok();
+    assert_eq!(exchange(&good, "client-1", verifier).await.refused(400), "Malformed auth code.", "it is good once");
+    assert_eq!(exchange(&code(600), "client-1", "guessed").await.refused(400), "Invalid code verifier.");
+    assert_eq!(exchange(&code(600), "client-2", verifier).await.refused(401), "The OAuth client was not found.");
+    assert_eq!(exchange(&code(0), "client-1", verifier).await.refused(400), "Malformed auth code.", "it has a time");
+}

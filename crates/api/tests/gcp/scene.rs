@@ -6,11 +6,12 @@ use std::sync::{
 };
 
 use api::{
+    audit::Audit,
     call::{Call, CallHeaders, Parts, Router},
     error::{self, Dialect},
     gcp::{
-        crm::ResourceManager, iam::Iam, iam::IamCredentials, logging::Logging, oauth::OAuth, run::Run,
-        serviceusage::ServiceUsage,
+        compute::Compute, crm::ResourceManager, iam::Iam, iam::IamCredentials, logging::Logging, oauth::OAuth,
+        run::Run, serviceusage::ServiceUsage,
     },
     host::{self, ApiHost, Place, Service},
     reply::Content,
@@ -82,7 +83,9 @@ impl Scene {
             .with(Service::ResourceManager, Arc::new(ResourceManager { control: c(), mint: m() }))
             .with(Service::ServiceUsage, Arc::new(ServiceUsage { control: c(), mint: m() }))
             .with(Service::OAuth, Arc::new(OAuth { control: c(), mint: m() }))
-            .with(Service::Logging, Arc::new(Logging { control: c(), mint: m(), journal: journal.clone() }));
+            .with(Service::Logging, Arc::new(Logging { control: c(), mint: m(), journal: journal.clone() }))
+            .with(Service::Compute, Arc::new(Compute { control: c(), mint: m() }))
+            .audited(Audit { control: c(), journal: journal.clone() });
         Scene { router, clock, admin, journal, control, mint }
     }
 

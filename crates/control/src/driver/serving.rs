@@ -193,6 +193,15 @@ impl Serving {
         }
     }
 
+    /// Tells the activity log which operations have ended.
+    pub(super) fn log_ends(&self, changes: &[Change]) {
+        let ended = |change: &Change| match change {
+            Change::Operation(operation) => entries::ended(operation),
+            _ => None,
+        };
+        self.journal.append(&changes.iter().filter_map(ended).collect::<Vec<_>>());
+    }
+
     /// Answers to what was asked before there was a key to sign with.
     pub(super) fn late_answers(&mut self, control: &Control) -> Vec<ToGuest> {
         let asks = std::mem::take(&mut self.asks);

@@ -53,7 +53,7 @@ impl Scene {
         let tell = Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed)));
         let control = Arc::new(Control::open(Arc::new(store::Embedded::in_memory()), tell).unwrap());
         projects::bootstrap(&control, None).unwrap();
-        let admin = Caller { principal: Principal::User { email: ADMIN_DEFAULT.into() }, scopes: vec![] };
+        let admin = Caller::new(Principal::User { email: ADMIN_DEFAULT.into() }, vec![]);
         let wanted = Wanted { id: "producer-1".into(), display_name: None, parent: None, labels: Default::default() };
         projects::create(&control, &admin, &wanted).unwrap();
         let mint = Arc::new(Mint::open(&control).unwrap());

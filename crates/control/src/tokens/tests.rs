@@ -40,7 +40,7 @@ fn scene() -> Scene {
     let mint = Mint::open(&control).expect("keys can be made");
     mint.tend(&control).expect("the first signing key");
     projects::bootstrap(&control, None).expect("the first principal");
-    let admin = Caller { principal: Principal::User { email: ADMIN_DEFAULT.into() }, scopes: vec![] };
+    let admin = Caller::new(Principal::User { email: ADMIN_DEFAULT.into() }, vec![]);
     let wanted = Wanted { id: "producer-1".into(), display_name: None, parent: None, labels: Default::default() };
     projects::create(&control, &admin, &wanted).expect("a project");
     let (project, _) =

@@ -14,7 +14,7 @@ use std::{
 };
 
 use api::{
-    call::BoxFuture,
+    call::{BoxFuture, Query},
     door::{Beyond, Door, Rooms, Stream},
     gcp::iap::{Dial, Iap},
     tls::Authority,
@@ -25,15 +25,16 @@ use control::{
     ops::{Change, Clock, Control},
     plan::Settings,
     projects,
-    tokens::Mint,
+    tokens::{Consent, Mint},
     why,
     world::{ImageRecord, World},
 };
 use logs::{Bounds, Journal};
 use model::{
+    fault::Fault,
     id::WorkloadId,
     lb,
-    limits::{IAP_CONNECT_MAX, TOKEN_LIFETIME},
+    limits::{CONSENT_LIFETIME, IAP_CONNECT_MAX, TOKEN_LIFETIME},
     name::{Link, Scope},
     planned::{self, edge::Outside, host::Dialled},
     psc,
@@ -244,6 +245,10 @@ impl Stage {
             Ask::FindVm { project, name } => self.find_vm(project.as_deref(), &name),
             Ask::WhyPacket { project, vm, to } => self.why_packet(project.as_deref(), &vm, &to),
             Ask::WhyRequest { service, account, audience } => self.why_request(&service, account, audience),
+            Ask::Consent { email, url } => match self.consent(email, &url) {
+                Ok((code, location)) => Answer::Code { code, location },
+                Err(fault) => Answer::Refused(fault.message),
+            },
             Ask::AddImage(record) => match add_image(&self.control, &record) {
                 Ok(()) => Answer::Done,
                 Err(fault) => Answer::Refused(fault.message),
@@ -271,6 +276,30 @@ impl Stage {
             vms: world.all::<vm::Instance>().map(|v| format!("{} {}", v.link, v.spec.address)).collect(),
             services: world.services.keys().map(ToString::to_string).collect(),
         }
+    }
+
+    /// The code for the client that shows this URL, and the URL to which a browser would take it.
+    fn consent(&self, email: String, url: &str) -> Result<(String, String), Fault> {
+        let query = Query::parse(url.split_once('?').map_or("", |(_, query)| query))?;
+        let need = |name: &str| {
+            let text = query.get(name).filter(|text| !text.is_empty()).map(str::to_owned);
+            text.ok_or_else(|| Fault::invalid(format!("The URL has no {name}: quote it whole, with single quotes.")))
+        };
+        if need("response_type")? != "code" || need("code_challenge_method")? != "S256" {
+            return Err(Fault::invalid("Only codes are given out, and only against a challenge of the method S256."));
+        }
+        let (now, redirect_uri) = (self.control.now(), need("redirect_uri")?);
+        let consent = Consent {
+            email: email.to_ascii_lowercase(),
+            client_id: need("client_id")?,
+            redirect_uri: redirect_uri.clone(),
+            challenge: need("code_challenge")?,
+            scopes: need("scope")?.split_whitespace().map(str::to_owned).collect(),
+            until: now.plus(CONSENT_LIFETIME),
+        };
+        let code = self.mint.consent(consent, now)?;
+        let state = query.get("state").map(|state| format!("&state={state}")).unwrap_or_default();
+        Ok((code.clone(), format!("{redirect_uri}?code={code}{state}")))
     }
 
     fn find_vm(&self, project: Option<&str>, name: &str) -> Answer {
