@@ -24,8 +24,8 @@ use model::{
     fault::Fault,
     iam::{Principal, ServiceAccount},
     limits::{
-        CONSENTS_MAX, METADATA_TOKEN_LEFT_MIN, MINT_CACHE_MAX, OPERATOR_TOKEN_LIFETIME, REFRESH_TOKEN_LIFETIME,
-        SIGNING_KEY_WAIT_MAX, TOKEN_LIFETIME,
+        METADATA_TOKEN_LEFT_MIN, MINT_CACHE_MAX, OPERATOR_TOKEN_LIFETIME, REFRESH_TOKEN_LIFETIME, SIGNING_KEY_WAIT_MAX,
+        TOKEN_LIFETIME,
     },
     planned::{
         edge::PublicKey,
@@ -36,11 +36,14 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+mod consent;
+
+pub use self::consent::Consent;
 use crate::{
     accounts,
     kind::Record,
     ops::{Caller, Change, Control},
-    policies, projects, random,
+    policies, projects,
     world::{Holder, World},
 };
 
@@ -106,19 +109,6 @@ pub struct Mint {
     system: Mutex<HashMap<String, Arc<SigningKey>>>,
     /// By code. They are gone with the process; whoever held one asks again.
     consents: Mutex<HashMap<String, Consent>>,
-}
-
-/// That a client may act as a user. Only the operator can say so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Consent {
-    pub email: String,
-    /// The client as it named itself, and where it wanted the code sent: both must be the same again.
-    pub client_id: String,
-    pub redirect_uri: String,
-    /// The SHA-256 of what only the client knows, base64url. Source: RFC 7636, S256.
-    pub challenge: String,
-    pub scopes: Vec<String>,
-    pub until: Timestamp,
 }
 
 /// A token that would be the same if it were made again.
@@ -273,25 +263,6 @@ impl Mint {
         };
         let token = access::mint_access(&self.refresh, &claims)?;
         Ok(token.replacen(USER_PREFIX, REFRESH_PREFIX, 1))
-    }
-
-    /// A code for which a client gets tokens of a user, once. Only the operator may ask for one.
-    pub fn consent(&self, consent: Consent, now: Timestamp) -> Result<String, Fault> {
-        let mut consents = self.consents.lock().unwrap_or_else(PoisonError::into_inner);
-        consents.retain(|_, consent| consent.until > now);
-        if consents.len() >= CONSENTS_MAX {
-            return Err(Fault::unavailable("So many codes are out already. They end after ten minutes."));
-        }
-        // Source: Google's codes look like this.
-        let code = format!("4/0{}", random::hex(64));
-        consents.insert(code.clone(), consent);
-        Ok(code)
-    }
-
-    /// Takes a code: whatever becomes of it, it is not taken again.
-    pub(crate) fn take_consent(&self, code: &str, now: Timestamp) -> Option<Consent> {
-        let mut consents = self.consents.lock().unwrap_or_else(PoisonError::into_inner);
-        consents.remove(code).filter(|consent| consent.until > now)
     }
 
     /// Whose a refresh token is.

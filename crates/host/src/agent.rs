@@ -236,7 +236,8 @@ impl<S: Sandboxes> Agent<S> {
         thread::spawn(move || tunnels::accept(&listener, &door));
         forward(events, tell.clone(), Heard::Sandbox);
         forward(said, tell.clone(), Heard::Flows);
-        verify::open(run_dir, tell.clone()).map_err(|source| AgentError::Listen { path: run_dir.to_owned(), source })?;
+        verify::open(run_dir, tell.clone())
+            .map_err(|source| AgentError::Listen { path: run_dir.to_owned(), source })?;
         let living = adopted.iter().map(|(id, _)| id.clone());
         let printed = Printed::start(run_dir, living, tell).map_err(|source| AgentError::Printed { source })?;
         Ok(Agent {
@@ -293,7 +294,7 @@ impl<S: Sandboxes> Agent<S> {
             }
             Heard::Dial(stream, dial) => self.dial(&stream, &dial),
             // Without control it waits in its file: the reader is told when there is a new one.
-            Heard::Printed(batch) => self.report(&batch),
+            Heard::Printed(batch) => drop(self.report(&batch)),
             Heard::Flows(said) => self.report_later(match said {
                 Said::Flows(records) => FromHost::Flows(records),
                 Said::Gap(gap) => FromHost::Gap(gap),

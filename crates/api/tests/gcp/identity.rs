@@ -182,7 +182,8 @@ async fn a_narrow_scope_reads_logs_and_nothing_else() {
     let narrow = assertion(&key, json!({"scope": "https://www.googleapis.com/auth/logging.read"}));
     let token = scene.form(TOKEN, &[("grant_type", JWT_BEARER), ("assertion", &narrow)]).await.ok();
     let token = token["access_token"].as_str().unwrap();
-    let entries = json!({"resourceNames": ["projects/producer-1"]}).to_string();
+    let filter = "resource.type=nothing";
+    let entries = json!({"resourceNames": ["projects/producer-1"], "filter": filter}).to_string();
     let read =
         scene.call(Method::POST, "https://logging.googleapis.com/v2/entries:list", Some(token), None, &entries).await;
     assert_eq!(read.ok(), json!({}));

@@ -67,7 +67,8 @@ async fn gcloud_reads_the_newest_entries_page_by_page() {
     assert_eq!(statuses(&second), [200]);
     assert!(second.get("nextPageToken").is_none());
     let names = scene.get("https://logging.googleapis.com/v2/projects/producer-1/logs").await.ok();
-    assert_eq!(names, json!({"logNames": ["projects/producer-1/logs/run.googleapis.com%2Frequests"]}));
+    let want = ["cloudaudit.googleapis.com%2Factivity", "run.googleapis.com%2Frequests"];
+    assert_eq!(names, json!({"logNames": want.map(|id| format!("projects/producer-1/logs/{id}"))}));
 }
 
 #[tokio::test]

@@ -160,9 +160,7 @@ fn routes_that_lead_nowhere_answer_404_and_stay_out_of_the_log() {
             let mut changed = listener();
             changed.default = route;
             rig.control.set(EdgeItem::Listener(LISTENER, Box::new(changed))).await;
-            rig.control
-                .set(EdgeItem::Service(shop(), Box::new(EdgeService { ingress, ..public() })))
-                .await;
+            rig.control.set(EdgeItem::Service(shop(), Box::new(EdgeService { ingress, ..public() }))).await;
             rig.control.mark().await;
             rig.control.forget();
             let answer = client.get(path).await;
