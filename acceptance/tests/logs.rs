@@ -6,7 +6,7 @@ use acceptance::{
     until,
 };
 use serde_json::json;
-use tombolo::journey::PRODUCER;
+use tombolo::journey::{CONSUMER, PRODUCER, publish};
 
 /// The texts in one log of the producer, oldest first.
 fn texts(cloud: &Cloud, log: &str) -> Vec<String> {
@@ -30,7 +30,8 @@ const STARTING: &str = "Starting new instance. Reason: ";
 
 #[test]
 fn what_a_container_prints_and_how_it_ends_is_logged_once_also_when_control_and_host_are_killed() {
-    let journey = Journey::published(&[]);
+    let journey = Journey::on(Cloud::kept());
+    publish(&journey.client(), &[(CONSUMER, 10)]).expect("the service attachment");
     let cloud = &journey.cloud;
     let consumer = journey.consumer("10.1.0.0/24");
     let vm = consumer.vm("test-vm", None);
@@ -49,6 +50,10 @@ fn what_a_container_prints_and_how_it_ends_is_logged_once_also_when_control_and_
     let token = vm.id_token(&journey.url);
     cloud.kill("control");
     cloud.kill("host");
+    until("control to be back", || {
+        let said = cloud.tombolo("status", &[]);
+        if said.code == Some(0) { Ok(()) } else { Err(said.err) }
+    });
     until("the container to be told to end", || {
         let status = vm.status("http://10.1.0.5/exit?code=3", &token);
         if status == 503 { Ok(()) } else { Err(format!("{status}")) }
@@ -66,4 +71,5 @@ fn what_a_container_prints_and_how_it_ends_is_logged_once_also_when_control_and_
         let (greetings, started) = (count(&printed, GREETING), count(&said, STARTING));
         if greetings == started && started > 1 { Ok(()) } else { Err(format!("{printed:?} {said:?}")) }
     });
+    journey.cloud.forget();
 }
