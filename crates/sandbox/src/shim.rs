@@ -518,9 +518,9 @@ mod tests {
         let mut output = Output::create(std::path::Path::new("/dev/full"), 64).unwrap();
         for _ in 0..100 {
             rustix::io::write(&theirs, b"a line that finds no room\n").unwrap();
-            assert!(!drain(&ours, &mut output, 1).unwrap());
+            assert!(!drain(&ours, Stream::Stdout, &mut output, None, 1).unwrap());
         }
         drop(theirs);
-        assert!(drain(&ours, &mut output, 1).unwrap(), "all of it was taken");
+        assert!(drain(&ours, Stream::Stdout, &mut output, None, 1).unwrap(), "all of it was taken");
     }
 }
