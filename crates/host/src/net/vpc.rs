@@ -209,7 +209,8 @@ fn raw() -> Vec<Rule> {
         rule("metadata needs no tracking", [is_v4(Load::DestinationIp, METADATA), Step::NoTrack], Verdict::Accept),
         effect(
             "each consumer has a zone of its own",
-            [Step::Mapped(vec![Load::InputName], "zone_of".to_owned(), Use::OriginalZone)],
+            // The comparison is there to spare all other packets the look-up.
+            [from_any(INCOMING_PREFIX), Step::Mapped(vec![Load::InputName], "zone_of".to_owned(), Use::OriginalZone)],
         ),
     ]
 }
@@ -258,8 +259,8 @@ fn forward() -> Vec<Rule> {
     vec![
         rule("through an endpoint", [from_any(INCOMING_PREFIX)], Verdict::Goto("from_consumer")),
         rule("from the load balancer", [from(&edge)], Verdict::Goto("from_edge")),
-        rule("out of nowhere", [state(ct::INVALID)], Verdict::Drop),
         rule("known", [state(ct::ESTABLISHED | ct::RELATED)], Verdict::Accept),
+        rule("out of nowhere", [state(ct::INVALID)], Verdict::Drop),
         rule("a producer opens nothing", [from_any(OUTGOING_PREFIX)], Verdict::Drop),
         rule("connections of this vpc", [], Verdict::Jump("cap")),
         rule("what a vm may send", [from_any(PORT_PREFIX)], Verdict::Jump("egress")),
