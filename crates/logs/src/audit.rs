@@ -75,6 +75,7 @@ impl Call {
             span_id: String::new(),
             trace_sampled: false,
             operation: self.operation.clone(),
+            source_location: None,
         }
     }
 

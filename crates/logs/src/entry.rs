@@ -220,6 +220,14 @@ pub struct Operation {
     pub last: bool,
 }
 
+/// `sourceLocation`: the line of a program that wrote the entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceLocation {
+    pub file: String,
+    pub line: u64,
+    pub function: String,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
     Text(String),
@@ -247,6 +255,7 @@ pub struct Entry {
     pub span_id: String,
     pub trace_sampled: bool,
     pub operation: Option<Operation>,
+    pub source_location: Option<SourceLocation>,
 }
 
 /// Writes an object, field by field, where a field has a value. Straight to text: every request of the cloud passes
@@ -358,6 +367,9 @@ impl Entry {
         if let Some(operation) = &self.operation {
             out.raw("operation", &operation.to_text());
         }
+        if let Some(location) = &self.source_location {
+            out.raw("sourceLocation", &location.to_text());
+        }
         out.text("trace", &self.trace);
         out.text("spanId", &self.span_id);
         out.flag("traceSampled", self.trace_sampled);
@@ -399,6 +411,16 @@ impl Operation {
         out.text("producer", &self.producer);
         out.flag("first", self.first);
         out.flag("last", self.last);
+        out.end()
+    }
+}
+
+impl SourceLocation {
+    fn to_text(&self) -> String {
+        let mut out = Object::new();
+        out.text("file", &self.file);
+        out.int64("line", self.line);
+        out.text("function", &self.function);
         out.end()
     }
 }

@@ -19,6 +19,7 @@ mod test;
 use derived::Derived;
 use net::Net;
 use schema::{Absent, Field};
+pub(crate) use test::duration as duration_ns;
 use test::{Rel, Test, fold};
 
 /// A parsed filter. The default one matches everything.

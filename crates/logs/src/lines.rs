@@ -73,6 +73,7 @@ fn entry(id: &str, names: &LineNames, at: Timestamp, chance: u32) -> Entry {
         span_id: String::new(),
         trace_sampled: false,
         operation: None,
+        source_location: None,
     }
 }
 

@@ -67,6 +67,7 @@ pub fn request_entry(record: &RequestRecord, names: &RunNames, chance: u32) -> E
         span_id: record.span.clone(),
         trace_sampled: record.sampled,
         operation: None,
+        source_location: None,
     }
 }
 
@@ -206,6 +207,7 @@ pub fn flow_entry(record: &FlowRecord, names: &FlowNames, received: Timestamp, c
         span_id: String::new(),
         trace_sampled: false,
         operation: None,
+        source_location: None,
     }
 }
 
@@ -286,6 +288,7 @@ pub fn gap_entry(gap: &FlowGap, project: &ProjectId, at: Timestamp, chance: u32)
         span_id: String::new(),
         trace_sampled: false,
         operation: None,
+        source_location: None,
     }
 }
 

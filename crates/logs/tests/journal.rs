@@ -57,6 +57,7 @@ fn entry(project: &str, second: i64, id: &str, text: &str) -> Entry {
         span_id: String::new(),
         trace_sampled: false,
         operation: None,
+        source_location: None,
     }
 }
 

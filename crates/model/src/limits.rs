@@ -269,6 +269,21 @@ pub const SSH_FORWARD_CONNECT_MAX: Duration = Duration::from_secs(10);
 pub const FILTER_CHARS_MAX: usize = 20_000;
 /// Brackets within brackets of a log filter.
 pub const FILTER_DEPTH_MAX: usize = 64;
+/// Bytes of one log entry. Source: Logging, 256 KB.
+pub const LOG_ENTRY_BYTES_MAX: usize = 256 << 10;
+/// Labels of one entry, and bytes of a label's key. Source: Logging, 64 and 512 B.
+pub const LOG_ENTRY_LABELS_MAX: usize = 64;
+pub const LOG_LABEL_KEY_BYTES_MAX: usize = 512;
+/// A log's id is shorter than this. Source: LogEntry.logName.
+pub const LOG_ID_BYTES_MAX: usize = 512;
+/// Entries of one entries.write; the real one is bounded by bytes alone.
+pub const LOG_WRITE_ENTRIES_MAX: usize = 10_000;
+/// Logs of one project that are listed.
+pub const LOG_NAMES_MAX: usize = 100;
+/// An entry may be dated this far into the future, and this far back: others are dropped. Source: Logging, 24 hours and
+/// the retention of the _Default bucket.
+pub const LOG_AHEAD_MAX: Duration = Duration::from_secs(24 * 3_600);
+pub const LOG_RETENTION: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// Bytes of logs kept on disk per cloud; the oldest segment goes first.
 pub const LOG_DISK_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of one segment of the log: what is deleted at once when there is too much, and read at least by a query.

@@ -1,6 +1,6 @@
-//! Cloud Logging: reading entries. What is written comes from the platform itself.
+//! Cloud Logging: reading entries and writing one's own.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use control::{
     kind::Need,
@@ -9,13 +9,13 @@ use control::{
     world::World,
 };
 use http::Method;
-use logs::{Filter, Journal, Order, Query, QueryError, entry::LogName};
+use logs::{Entry, Filter, Journal, LogTime, Order, Query, QueryError, entry::LogName, written::Batch};
 use model::{
     fault::{Code, Fault},
-    limits::{FILTER_CHARS_MAX, LOGGING_PAGE_MAX},
+    limits::{FILTER_CHARS_MAX, LOG_AHEAD_MAX, LOG_NAMES_MAX, LOG_RETENTION, LOG_WRITE_ENTRIES_MAX, LOGGING_PAGE_MAX},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::who;
 use crate::{
@@ -28,8 +28,8 @@ const PAGE_DEFAULT: usize = 50;
 /// Source: entries.list, at most 100 resource names.
 const RESOURCES_MAX: usize = 100;
 
-/// The logs that the platform writes, by id.
-const LOG_IDS: [&str; 6] = [
+/// The logs that the platform writes, by id; nobody else writes into them, so that what they say is what happened.
+const PLATFORM_LOGS: [&str; 6] = [
     "cloudaudit.googleapis.com/activity",
     "compute.googleapis.com/vpc_flows",
     "run.googleapis.com/requests",
@@ -74,7 +74,8 @@ impl Logging {
         let caller = who::caller(&self.control, &self.mint, call, "google.logging.v2.LoggingServiceV2")?;
         match (&call.method, call.parts().as_slice(), call.verb()) {
             (&Method::POST, ["v2", "entries"], Some("list")) => self.list(&caller, call.json()?),
-            (&Method::POST, ["v2", "entries"], Some(verb @ ("write" | "tail" | "copy"))) => {
+            (&Method::POST, ["v2", "entries"], Some("write")) => self.write(&caller, call.json()?),
+            (&Method::POST, ["v2", "entries"], Some(verb @ ("tail" | "copy"))) => {
                 Err(Fault::not_enforced(&format!("entries.{verb}")))
             }
             (&Method::GET, ["v2", "projects", project, "logs"], None) => self.log_names(&caller, project),
@@ -154,7 +155,67 @@ impl Logging {
         Ok(format!("projects/{project}"))
     }
 
-    /// The names of logs that have entries.
+    /// Source: entries.write; a batch is written whole or not at all unless `partialSuccess` is set.
+    fn write(&self, caller: &Caller, body: Value) -> Answer {
+        let batch =
+            Batch::parse(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))?;
+        let now = self.control.now();
+        let entries = batch.entries(now.into(), || logs::entry::insert_id(now, control::random::number()));
+        if entries.is_empty() || entries.len() > LOG_WRITE_ENTRIES_MAX {
+            return Err(Fault::invalid(format!("Between 1 and {LOG_WRITE_ENTRIES_MAX} log entries must be given.")));
+        }
+        let world = self.control.read();
+        let mut faults = Map::new();
+        let mut first = None;
+        let mut good = Vec::new();
+        for (number, entry) in entries.into_iter().enumerate() {
+            match entry.map_err(Fault::invalid).and_then(|entry| self.admit(&world, caller, entry)) {
+                Ok(entry) => good.push(entry),
+                Err(fault) => {
+                    faults.insert(number.to_string(), json!({"code": fault.code.grpc(), "message": fault.message}));
+                    first.get_or_insert(fault);
+                }
+            }
+        }
+        drop(world);
+        if !batch.dry_run && (first.is_none() || batch.partial_success) {
+            let ahead = |entry: &Entry| entry.timestamp.0.saturating_sub(LogTime::from(now).0);
+            let within = -nanoseconds(LOG_RETENTION)..=nanoseconds(LOG_AHEAD_MAX);
+            good.retain(|entry| within.contains(&ahead(entry)));
+            self.journal.append(&good);
+        }
+        match first {
+            None => Ok(Reply::json(json!({}))),
+            Some(fault) => Err(fault.with_detail(json!({
+                "@type": "type.googleapis.com/google.logging.v2.WriteLogEntriesPartialErrors",
+                "logEntryErrors": faults,
+            }))),
+        }
+    }
+
+    /// The entry under its project's id, if the caller may write it.
+    fn admit(&self, world: &World, caller: &Caller, mut entry: Entry) -> Result<Entry, Fault> {
+        let name = entry.log_name.to_string();
+        let Some(project) = entry.log_name.parent.strip_prefix("projects/") else {
+            return Err(Fault::not_enforced("logName"));
+        };
+        let denied = || {
+            let message = "Permission 'logging.logEntries.create' denied on resource (or it may not exist).";
+            Fault::new(Code::PermissionDenied, "forbidden", message)
+        };
+        let project = world.project(project).filter(|project| project.active).ok_or_else(denied)?.id.clone();
+        let need = Need::on("logging.logEntries.create", format!("projects/{project}"));
+        self.control.authorize(world, caller, &[need]).map_err(|_| denied())?;
+        if PLATFORM_LOGS.contains(&entry.log_name.id.as_str()) {
+            let message = format!("Log '{name}' is written by the platform and by nobody else.");
+            return Err(Fault::new(Code::PermissionDenied, "forbidden", message));
+        }
+        entry.log_name = LogName::in_project(&project, &entry.log_name.id);
+        entry.resource.labels.entry("project_id".to_owned()).or_insert_with(|| project.to_string());
+        Ok(entry)
+    }
+
+    /// The names of logs that have entries: each is found by leaving out those that are known.
     fn log_names(&self, caller: &Caller, project: &str) -> Answer {
         let world = self.control.read();
         let absent = || Fault::new(Code::NotFound, "notFound", format!("Project does not exist: {project}"));
@@ -163,17 +224,25 @@ impl Logging {
         self.control
             .authorize(&world, caller, &[need])
             .map_err(|need| error::denied(error::Family::Logging, need.permission, &need.resource))?;
-        let mut names = Vec::new();
-        for id in LOG_IDS {
-            let filter = Filter::parse(&format!("log_id(\"{id}\")")).map_err(|why| Fault::internal(why.message))?;
+        drop(world);
+        let mut names: BTreeSet<String> = BTreeSet::new();
+        while names.len() < LOG_NAMES_MAX {
+            let known = names.iter().filter_map(|name| LogName::parse(name));
+            let others: Vec<String> = known.map(|name| format!("NOT log_id(\"{}\")", name.id)).collect();
+            let filter = Filter::parse(&others.join(" AND ")).map_err(|why| Fault::internal(why.message))?;
             let parents = vec![format!("projects/{project}")];
             let query = Query { parents, filter, order: Order::Desc, page_size: 1, page_token: None };
-            if !self.query(&query)?.entries.is_empty() {
-                names.push(LogName::in_project(&project, id).to_string());
-            }
+            match self.query(&query)?.entries.first().and_then(|entry| entry["logName"].as_str()) {
+                Some(name) => names.insert(name.to_owned()),
+                None => break,
+            };
         }
         Ok(Reply::json(if names.is_empty() { json!({}) } else { json!({"logNames": names}) }))
     }
+}
+
+fn nanoseconds(length: Duration) -> i64 {
+    i64::try_from(length.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn order(text: &str) -> Result<Order, Fault> {

@@ -99,9 +99,71 @@ async fn what_cannot_be_read_is_refused_in_googles_words() {
     assert_eq!(denied.refused(403), "Permission denied for all log views");
     assert!(
         scene
-            .post("https://logging.googleapis.com/v2/entries:write", json!({"entries": []}))
+            .post("https://logging.googleapis.com/v2/entries:tail", json!({"entries": []}))
             .await
             .refused(400)
-            .contains("entries.write")
+            .contains("entries.tail")
     );
+}
+
+const WRITE: &str = "https://logging.googleapis.com/v2/entries:write";
+
+fn batch(entries: Value) -> Value {
+    json!({"logName": "projects/producer-1/logs/my-log", "resource": {"type": "global"}, "entries": entries})
+}
+
+async fn written(scene: &Scene) -> Vec<Value> {
+    let body = json!({"resourceNames": ["projects/producer-1"], "filter": "log_id(\"my-log\")"});
+    let page = scene.post(LIST, body).await.ok();
+    page["entries"].as_array().cloned().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn what_is_written_is_read_back_under_the_projects_id() {
+    let scene = with_requests().await;
+    scene
+        .post(WRITE, batch(json!([{"jsonPayload": {"n": 1}, "severity": "WARNING"}, {"textPayload": "two"}])))
+        .await
+        .ok();
+    let entries = written(&scene).await;
+    assert_eq!((&entries[0]["jsonPayload"], &entries[1]["textPayload"]), (&json!({"n": 1}), &json!("two")));
+    assert_eq!(entries[0]["resource"], json!({"type": "global", "labels": {"project_id": "producer-1"}}));
+    let names = scene.get("https://logging.googleapis.com/v2/projects/producer-1/logs").await.ok();
+    let logs = ["projects/producer-1/logs/my-log", "projects/producer-1/logs/run.googleapis.com%2Frequests"];
+    assert_eq!(names, json!({"logNames": logs}));
+}
+
+#[tokio::test]
+async fn a_batch_with_a_bad_entry_is_written_whole_or_not_at_all_unless_parts_are_asked_for() {
+    let scene = with_requests().await;
+    let mut body = batch(json!([{"textPayload": "good"}, {"textPayload": "bad", "severity": "LOUD"}]));
+    let said = scene.post(WRITE, body.clone()).await;
+    let details = said.body["error"]["details"][0].clone();
+    assert_eq!(said.status, 400);
+    assert_eq!(details["logEntryErrors"]["1"]["message"], "'LOUD' is not a severity");
+    assert!(written(&scene).await.is_empty());
+    body["partialSuccess"] = json!(true);
+    scene.post(WRITE, body).await.refused(400);
+    assert_eq!(written(&scene).await.len(), 1);
+    let mut dry = batch(json!([{"textPayload": "good"}]));
+    dry["dryRun"] = json!(true);
+    scene.post(WRITE, dry).await.ok();
+    assert_eq!(written(&scene).await.len(), 1, "a dry run writes nothing");
+    scene.post(WRITE, batch(json!([{"textPayload": "old", "timestamp": "2001-01-01T00:00:00Z"}]))).await.ok();
+    assert_eq!(written(&scene).await.len(), 1, "beyond the retention: dropped without a word");
+}
+
+#[tokio::test]
+async fn the_platforms_own_logs_and_other_projects_take_nothing() {
+    let scene = with_requests().await;
+    for (log, message) in [
+        ("projects/producer-1/logs/cloudaudit.googleapis.com%2Factivity", "by the platform and by nobody else"),
+        ("projects/producer-1/logs/compute.googleapis.com%2Fvpc_flows", "by the platform and by nobody else"),
+        ("projects/no-such-project/logs/my-log", "denied on resource (or it may not exist)"),
+    ] {
+        let mut body = batch(json!([{"textPayload": "forged"}]));
+        body["logName"] = json!(log);
+        let said = scene.post(WRITE, body).await.refused(403);
+        assert!(said.contains(message), "{log}: {said}");
+    }
 }

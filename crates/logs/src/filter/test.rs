@@ -168,7 +168,7 @@ fn number(value: &Value) -> Option<f64> {
 }
 
 /// `3.2s`, `15ms`, … in nanoseconds.
-pub(super) fn duration(text: &str) -> Option<i64> {
+pub(crate) fn duration(text: &str) -> Option<i64> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic())?;
     let (count, unit) = text.split_at(unit_at);
     let unit_ns = match unit {
