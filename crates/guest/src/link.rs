@@ -47,7 +47,9 @@ async fn run(guest: Arc<Guest>, stream: UnixStream, epoch: Epoch) {
         ended = receive(&guest, reader, epoch, out) => ended,
         ended = send(waiting, writer) => ended,
     };
-    if let Err(error) = ended {
+    if let Err(error) = ended
+        && !ipc::is_end(&error)
+    {
         eprintln!("guest: the link to control broke: {error}");
     }
 }

@@ -215,7 +215,9 @@ impl Sandboxes for Launched {
             let (tell, made) = mpsc::channel();
             let launcher = self.launcher.clone();
             std::thread::spawn(move || {
-                tell.send(before.map_or_else(|| launcher.park(uid_base), |slot| slot.wait(&launcher, uid_base)))
+                let made = before.map_or_else(|| launcher.park(uid_base), |slot| slot.wait(&launcher, uid_base));
+                // Whoever wanted it may have ended.
+                drop(tell.send(made));
             });
             self.parked.insert(uid_base, Slot::Coming(made));
         }

@@ -31,6 +31,12 @@ pub const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Most descriptors beside one frame.
 pub const FDS_MAX: usize = 8;
 
+/// Whether an error says only that the other process has ended; its supervisor has told that already.
+pub fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
 /// Encodes one frame, length included.
 pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];

@@ -95,6 +95,8 @@ fn live() -> io::Result<()> {
     let shim = Shim::born(birth, &group, first);
     let ended = match shim {
         Ok(shim) => shim.run(),
+        // Whoever wanted it has gone meanwhile.
+        Err(e) if ipc::is_end(&e) => Ok(None),
         Err(e) => Err(e),
     };
     // Whatever happened: nothing of the sandbox stays.

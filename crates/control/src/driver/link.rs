@@ -74,7 +74,9 @@ where
                 if events.send(Event::Up).await.is_err() {
                     return;
                 }
-                if let Err(error) = exchange(stream, &events, &mut outgoing).await {
+                if let Err(error) = exchange(stream, &events, &mut outgoing).await
+                    && !ipc::is_end(&error)
+                {
                     eprintln!("control: {}: {error}", path.display());
                 }
                 if events.send(Event::Down).await.is_err() {
