@@ -256,7 +256,7 @@ fn act(world: &World, call: &Call, body: &Value) -> Option<Act> {
         Service::ServiceUsage => service_usage(&call.method, &parts, verb),
         // They change nothing that is stored for others to find.
         Service::IamCredentials | Service::Logging | Service::OAuth | Service::Accounts => None,
-        Service::OrgPolicy | Service::Dns => None,
+        Service::OrgPolicy | Service::Dns | Service::Iap => None,
     }
 }
 
