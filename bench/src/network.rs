@@ -17,8 +17,8 @@ use host::{
 };
 use lab::{Lab, plan};
 use model::{
-    id::{NetworkId, WorkloadId},
-    planned::host::{Attach, PublishedEndpoint, VpcPlan},
+    id::{EndpointId, NetworkId, WorkloadId},
+    planned::host::{Attach, VpcChange, VpcPlan},
 };
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -70,11 +70,8 @@ pub fn attach(_: &Tools) -> Outcome<Vec<Row>> {
 pub fn endpoints(_: &Tools) -> Outcome<Vec<Row>> {
     let mut lab = Lab::new();
     lab.hands().apply_vpc(SHOP, &plan::vpc(&[]))?;
-    let many = |count: u32| -> Vec<(u64, PublishedEndpoint)> {
-        let at = |base: u32, n: u32| Ipv4Addr::from(base + n).to_string();
-        let endpoint = |n| plan::published(SHOP.0, &at(0x0a01_0000, n), &at(0x0a02_0000, n), VIP);
-        (0..count).map(|n| (u64::from(n), endpoint(n))).collect()
-    };
+    let at = |base: u32, n: u32| Ipv4Addr::from(base + n).to_string();
+    let endpoint = |n: u32| plan::published(SHOP.0, &at(0x0a01_0000, n), &at(0x0a02_0000, n), VIP);
     let mut rows = Vec::new();
     let mut first: Vec<f64> = Vec::new();
     for (existing, promise) in [
@@ -82,12 +79,14 @@ pub fn endpoints(_: &Tools) -> Outcome<Vec<Row>> {
         (1_000, "apply one endpoint more where 1,000 are"),
         (10_000, "apply one endpoint more where 10,000 are"),
     ] {
-        lab.hands().apply_vpc(BANK, &plan::with_published(plan::vpc(&[]), VIP, &many(existing)))?;
+        let there: Vec<_> = (0..existing).map(|n| (u64::from(n), endpoint(n))).collect();
+        lab.hands().apply_vpc(BANK, &plan::with_published(plan::vpc(&[]), VIP, &there))?;
         let mut samples = Vec::new();
-        for more in 1..=9 {
-            let plan = plan::with_published(plan::vpc(&[]), VIP, &many(existing + more));
+        for more in existing..existing + 99 {
+            let published = [(EndpointId(more.into()), Some(endpoint(more)))].into();
+            let change = VpcChange { published, ..VpcChange::default() };
             let start = Instant::now();
-            lab.hands().apply_vpc(BANK, &plan)?;
+            lab.hands().change_vpc(BANK, change)?;
             samples.push(ms(start.elapsed()));
         }
         if first.is_empty() {
@@ -114,7 +113,10 @@ pub fn round_trip(_: &Tools) -> Outcome<Vec<Row>> {
 }
 
 fn compare_round_trips() -> Outcome<Vec<Row>> {
-    let logged = |plan: VpcPlan| VpcPlan { flow_logs: true, ..plan };
+    let logged = |mut plan: VpcPlan| {
+        plan.settings.flow_logs = true;
+        plan
+    };
     let mut lab = Lab::new();
     let endpoint = plan::published(SHOP.0, "10.0.0.5", "10.0.3.2", VIP);
     lab.hands().apply_vpc(BANK, &logged(plan::with_published(plan::vpc(&[]), VIP, &[(1, endpoint)])))?;

@@ -23,7 +23,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proxy", &["identity", "ipc", "model"]),
     ("control", &["identity", "ipc", "logs", "model", "store"]),
     ("api", &["control", "identity", "logs", "model"]),
-    ("tombolo", &["api", "control", "guest", "host", "identity", "ipc", "logs", "model", "proxy", "sandbox", "sshd", "store"]),
+    (
+        "tombolo",
+        &["api", "control", "guest", "host", "identity", "ipc", "logs", "model", "proxy", "sandbox", "sshd", "store"],
+    ),
     ("lab", &["host", "ipc", "model", "sandbox"]),
     // Development only: they may use all.
     ("acceptance", EVERYTHING),

@@ -26,7 +26,7 @@ use model::{
     planned::{
         edge::{EdgeItem, EdgeKey, FromProxy, ToProxy},
         guest::{FromGuest, GuestItem, GuestKey, Realm, ToGuest},
-        host::{CellId, CellPlan, FromHost, ToHost},
+        host::{CellId, CellPlan, FromHost, ToHost, VpcChange},
     },
     run::ServiceKey,
     time::Timestamp,
@@ -167,6 +167,10 @@ impl Driver {
                 self.observed.insert(cell, (generation, fault));
                 false
             }
+            Event::Message(FromHost::Lacking { cell }) => {
+                self.cells.forget_one(&cell);
+                true
+            }
             Event::Message(FromHost::Sandbox { workload, incarnation, event }) => {
                 self.serving.sandbox_says(&self.control, &workload, incarnation, event)
             }
@@ -303,9 +307,17 @@ impl Driver {
         let mut sent = BTreeMap::new();
         for delta in self.cells.update(want) {
             let (cell, message) = match delta {
-                Delta::Set(cell, plan) => {
+                Delta::Set(cell, plan, before) => {
+                    let from = self.generations.get(&cell).copied().unwrap_or_default();
                     let generation = self.generation(&cell, world);
-                    (cell.clone(), ToHost::Apply { cell, generation, plan: Box::new(plan) })
+                    let message = match (&cell, &plan, before) {
+                        (CellId::Vpc(network), CellPlan::Vpc(plan), Some(CellPlan::Vpc(before))) => {
+                            let change = Box::new(VpcChange::between(&before, plan));
+                            ToHost::Change { network: *network, from, generation, change }
+                        }
+                        _ => ToHost::Apply { cell: cell.clone(), generation, plan: Box::new(plan) },
+                    };
+                    (cell, message)
                 }
                 Delta::Unset(cell) => {
                     let generation = self.generation(&cell, world);
@@ -388,7 +400,7 @@ impl Driver {
         }
         for delta in self.edge.update(want) {
             self.proxy.send(match delta {
-                Delta::Set(_, item) => ToProxy::Set(item),
+                Delta::Set(_, item, _) => ToProxy::Set(item),
                 Delta::Unset(key) => ToProxy::Unset(key),
             });
             sent = true;
@@ -414,7 +426,7 @@ impl Driver {
         let sent = !deltas.is_empty();
         for delta in deltas {
             self.guest.send(match delta {
-                Delta::Set(_, item) => ToGuest::Set(item),
+                Delta::Set(_, item, _) => ToGuest::Set(item),
                 Delta::Unset(key) => ToGuest::Unset(key),
             });
         }

@@ -4,7 +4,7 @@
 //! the resources were committed. Cloud Run's part is in [`crate::run`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
 };
 
@@ -18,8 +18,8 @@ use model::{
         edge::{Listener, Matcher, Route},
         guest::{Account, Identity, Machine, Realm, Seat},
         host::{
-            Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Process, PublishedEndpoint, Rootfs,
-            SandboxLimits, SandboxPlan, Vip, VpcPlan,
+            Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Rootfs,
+            SandboxLimits, SandboxPlan, Vip, VpcPlan, VpcSettings,
         },
     },
     run::ServiceKey,
@@ -53,17 +53,20 @@ pub fn vpc(world: &World, network: &Record<vpc::Network>, settings: &Settings) -
     let members = members(world, &network.link);
     let flow_logs = members.subnets.iter().filter_map(|s| s.spec.flow_logs.as_ref()).filter(|f| f.enable);
     let flow_interval_s = flow_logs.map(|f| f.interval_s).min();
+    let port = |vm: &vm::Instance| Port { address: vm.address, tags: vm.tags.iter().cloned().collect() };
     VpcPlan {
-        mtu: network.spec.mtu,
-        ports: members.vms.iter().map(|(w, vm)| (w.clone(), vm.spec.address)).collect(),
-        firewall: firewall(&members),
+        settings: VpcSettings {
+            mtu: network.spec.mtu,
+            firewall: firewall(&members),
+            flow_logs: flow_interval_s.is_some(),
+            flow_interval_s: flow_interval_s.unwrap_or(5),
+            psc_idle_s: settings.psc_idle_s,
+        },
+        ports: members.vms.iter().map(|(w, vm)| (w.clone(), port(&vm.spec))).collect(),
         vips: vips(&members),
         endpoints: endpoints(world, &members),
         published: published(world, id),
         cut: world.quarantine.keys().filter(|(n, _)| *n == id).map(|(_, address)| *address).collect(),
-        flow_logs: flow_interval_s.is_some(),
-        flow_interval_s: flow_interval_s.unwrap_or(5),
-        psc_idle_s: settings.psc_idle_s,
     }
 }
 
@@ -105,13 +108,12 @@ fn members<'w>(world: &'w World, network: &Link) -> Members<'w> {
 fn firewall(members: &Members<'_>) -> Vec<FirewallRule> {
     let mut rules: Vec<_> = members.firewalls.iter().filter(|f| !f.spec.disabled).collect();
     rules.sort_by_key(|f| (f.spec.priority, f.spec.action, f.link.name.clone()));
-    rules.into_iter().map(|f| firewall_rule(members, &f.link.name, &f.spec)).collect()
+    rules.into_iter().map(|f| firewall_rule(&f.link.name, &f.spec)).collect()
 }
 
-fn firewall_rule(members: &Members<'_>, name: &str, spec: &vpc::Firewall) -> FirewallRule {
-    let tagged = |tags: &[String]| -> BTreeSet<Cidr> {
-        let carries = |vm: &&&Record<vm::Instance>| vm.spec.tags.iter().any(|t| tags.contains(t));
-        members.vms.values().filter(carries).map(|vm| Cidr::host(vm.spec.address)).collect()
+fn firewall_rule(name: &str, spec: &vpc::Firewall) -> FirewallRule {
+    let tagged = |tags: &[String], ranges: &[Cidr]| {
+        Match::Tagged(tags.iter().cloned().collect(), ranges.iter().copied().collect())
     };
     let ranges = |ranges: &[Cidr]| -> Match {
         if ranges.is_empty() || ranges.contains(&Cidr::ALL) {
@@ -124,13 +126,8 @@ fn firewall_rule(members: &Members<'_>, name: &str, spec: &vpc::Firewall) -> Fir
         vpc::Direction::Ingress if spec.source_tags.is_empty() => {
             (ranges(&spec.source_ranges), ranges(&spec.destination_ranges))
         }
-        vpc::Direction::Ingress => {
-            // Ranges and tags are alternatives; no range beside a tag means the tag alone.
-            let mut sources = tagged(&spec.source_tags);
-            sources.extend(&spec.source_ranges);
-            let sources = if sources.contains(&Cidr::ALL) { Match::Any } else { Match::In(sources) };
-            (sources, ranges(&spec.destination_ranges))
-        }
+        // Ranges and tags are alternatives; no range beside a tag means the tag alone.
+        vpc::Direction::Ingress => (tagged(&spec.source_tags, &spec.source_ranges), ranges(&spec.destination_ranges)),
         vpc::Direction::Egress => (ranges(&spec.destination_ranges), Match::Any),
     };
     let all_protocols = spec.protocols.iter().any(|p| p.protocol.is_none());
@@ -140,7 +137,7 @@ fn firewall_rule(members: &Members<'_>, name: &str, spec: &vpc::Firewall) -> Fir
         name: name.to_owned(),
         direction: spec.direction,
         action: spec.action,
-        targets: if spec.target_tags.is_empty() { Match::Any } else { Match::In(tagged(&spec.target_tags)) },
+        targets: if spec.target_tags.is_empty() { Match::Any } else { tagged(&spec.target_tags, &[]) },
         peers,
         destinations,
         protocols: if all_protocols { Vec::new() } else { protocols.collect() },

@@ -4,8 +4,8 @@
 //! file: what must survive it is in the kernel and with the shims. Start with [`serve`].
 
 mod backlog;
-mod tunnels;
 mod printed;
+mod tunnels;
 mod verify;
 mod workloads;
 
@@ -26,7 +26,10 @@ use model::{
     planned::{
         edge, guest,
         guest::Realm,
-        host::{CellId, CellPlan, Dial, FabricPlan, FromHost, SandboxEvent, ToHost, Verified, Vip, VpcPlan},
+        host::{
+            CellId, CellPlan, Dial, FabricPlan, FromHost, SandboxEvent, ToHost, Verified, Vip, VpcChange, VpcPlan,
+            VpcSettings,
+        },
     },
 };
 
@@ -212,6 +215,8 @@ pub struct Agent<S> {
 
 /// What belongs to an applied VPC beside its rules.
 struct Vpc {
+    /// The generation that is here, whole; None when something failed.
+    holds: Option<Generation>,
     listeners: BTreeMap<ListenerId, Vip>,
     flows: Option<(u32, flow::Watch)>,
 }
@@ -359,6 +364,13 @@ impl<S: Sandboxes> Agent<S> {
                     self.apply(cell, generation, *plan);
                 }
             }
+            ToHost::Change { network, from, generation, change } => {
+                let cell = CellId::Vpc(network);
+                self.sent.insert(cell.clone());
+                if self.is_new(&cell, generation) {
+                    self.change_vpc(network, from, generation, *change);
+                }
+            }
             ToHost::Remove { cell, generation } => {
                 self.sent.remove(&cell);
                 if self.is_new(&cell, generation) {
@@ -380,7 +392,7 @@ impl<S: Sandboxes> Agent<S> {
 
     fn apply(&mut self, cell: CellId, generation: Generation, plan: CellPlan) {
         let outcome = match (&cell, plan) {
-            (CellId::Vpc(network), CellPlan::Vpc(plan)) => self.apply_vpc(*network, &plan),
+            (CellId::Vpc(network), CellPlan::Vpc(plan)) => self.apply_vpc(*network, generation, &plan),
             (CellId::Fabric, CellPlan::Fabric(plan)) => self.apply_fabric(&plan),
             (CellId::Workload(id), CellPlan::Workload(plan)) => {
                 return self.apply_workload(id.clone(), generation, plan);
@@ -433,41 +445,86 @@ impl<S: Sandboxes> Agent<S> {
 
     // ---- VPCs and the fabric ----
 
-    fn apply_vpc(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), CellError> {
-        if let Some(vip) = plan.vips.values().find(|vip| vip.ports.first != vip.ports.last) {
-            return Err(CellError::PortRange(vip.clone()));
-        }
-        self.close_listeners(network, &plan.vips);
+    fn apply_vpc(&mut self, network: NetworkId, generation: Generation, plan: &VpcPlan) -> Result<(), CellError> {
+        let held = self.vpcs.get_mut(&network).map(|vpc| {
+            vpc.holds = None;
+            vpc.listeners.iter().map(|(id, vip)| (*id, vip.clone())).collect()
+        });
+        let before = VpcPlan { vips: held.unwrap_or_default(), ..VpcPlan::default() };
+        let vips = VpcChange::between(&before, plan).vips;
+        one_port(&vips)?;
+        self.close_listeners(network, &vips);
         self.hands.apply_vpc(network, plan)?;
         if !self.vpcs.contains_key(&network) {
             self.serve_metadata(Realm::Vpc(network))?;
-            self.vpcs.insert(network, Vpc { listeners: BTreeMap::new(), flows: None });
+            self.vpcs.insert(network, Vpc { holds: None, listeners: BTreeMap::new(), flows: None });
         }
-        self.open_listeners(network, &plan.vips)?;
-        self.watch_flows(network, plan)
+        self.finish_vpc(network, generation, vips, Some(&plan.settings))
+    }
+
+    fn change_vpc(&mut self, network: NetworkId, from: Generation, generation: Generation, change: VpcChange) {
+        let cell = CellId::Vpc(network);
+        match self.vpcs.get_mut(&network) {
+            // Until the change is in, nothing that builds on it can be.
+            Some(vpc) if vpc.holds == Some(from) => vpc.holds = None,
+            Some(_) | None => {
+                self.report(&FromHost::Lacking { cell });
+                return;
+            }
+        }
+        let outcome = self.try_change_vpc(network, generation, change);
+        self.observed(cell, generation, outcome);
+    }
+
+    fn try_change_vpc(
+        &mut self,
+        network: NetworkId,
+        generation: Generation,
+        change: VpcChange,
+    ) -> Result<(), CellError> {
+        let (vips, settings) = (change.vips.clone(), change.settings.clone());
+        one_port(&vips)?;
+        self.close_listeners(network, &vips);
+        self.hands.change_vpc(network, change)?;
+        self.finish_vpc(network, generation, vips, settings.as_ref())
+    }
+
+    /// What follows once the router holds the plan.
+    fn finish_vpc(
+        &mut self,
+        network: NetworkId,
+        generation: Generation,
+        vips: BTreeMap<ListenerId, Option<Vip>>,
+        settings: Option<&VpcSettings>,
+    ) -> Result<(), CellError> {
+        self.open_listeners(network, vips)?;
+        if let Some(settings) = settings {
+            self.watch_flows(network, settings)?;
+        }
+        if let Some(vpc) = self.vpcs.get_mut(&network) {
+            vpc.holds = Some(generation);
+        }
+        Ok(())
     }
 
     /// Before the addresses go: a closed listener refuses, an address without one vanishes.
-    fn close_listeners(&mut self, network: NetworkId, wanted: &BTreeMap<ListenerId, Vip>) {
+    fn close_listeners(&mut self, network: NetworkId, vips: &BTreeMap<ListenerId, Option<Vip>>) {
         let Some(vpc) = self.vpcs.get_mut(&network) else { return };
-        let gone: Vec<_> =
-            vpc.listeners.iter().filter(|(id, vip)| wanted.get(id) != Some(vip)).map(|(id, _)| *id).collect();
-        for id in gone {
-            vpc.listeners.remove(&id);
-            self.proxy.unset(id, edge::Sockets::Unlisten(id));
+        for id in vips.keys() {
+            if vpc.listeners.remove(id).is_some() {
+                self.proxy.unset(*id, edge::Sockets::Unlisten(*id));
+            }
         }
     }
 
-    fn open_listeners(&mut self, network: NetworkId, wanted: &BTreeMap<ListenerId, Vip>) -> Result<(), CellError> {
+    fn open_listeners(&mut self, network: NetworkId, vips: BTreeMap<ListenerId, Option<Vip>>) -> Result<(), CellError> {
         let Some(vpc) = self.vpcs.get_mut(&network) else { return Ok(()) };
-        for (id, vip) in wanted {
-            if vpc.listeners.contains_key(id) {
-                continue;
-            }
+        for (id, vip) in vips {
+            let Some(vip) = vip else { continue };
             let at = SocketAddrV4::new(vip.address, vip.ports.first);
             let socket = self.hands.listen(network, at)?.map_err(|source| CellError::Listen { at, source })?;
-            self.proxy.set(*id, edge::Sockets::Listen(*id), vec![socket]);
-            vpc.listeners.insert(*id, vip.clone());
+            self.proxy.set(id, edge::Sockets::Listen(id), vec![socket]);
+            vpc.listeners.insert(id, vip);
         }
         Ok(())
     }
@@ -478,9 +535,9 @@ impl<S: Sandboxes> Agent<S> {
         Ok(())
     }
 
-    fn watch_flows(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), CellError> {
+    fn watch_flows(&mut self, network: NetworkId, settings: &VpcSettings) -> Result<(), CellError> {
         let Some(vpc) = self.vpcs.get_mut(&network) else { return Ok(()) };
-        let wanted = plan.flow_logs.then(|| plan.flow_interval_s.max(1));
+        let wanted = settings.flow_logs.then(|| settings.flow_interval_s.max(1));
         if vpc.flows.as_ref().map(|(interval, _)| *interval) == wanted {
             return Ok(());
         }
@@ -494,8 +551,8 @@ impl<S: Sandboxes> Agent<S> {
     }
 
     fn remove_vpc(&mut self, network: NetworkId) -> Result<(), CellError> {
-        self.close_listeners(network, &BTreeMap::new());
-        if self.vpcs.remove(&network).is_some() {
+        if let Some(vpc) = self.vpcs.remove(&network) {
+            vpc.listeners.keys().for_each(|id| self.proxy.unset(*id, edge::Sockets::Unlisten(*id)));
             self.guest.unset(Realm::Vpc(network), guest::Sockets::Withdraw(Realm::Vpc(network)));
         }
         Ok(self.hands.remove_vpc(network)?)
@@ -519,6 +576,14 @@ impl<S: Sandboxes> Agent<S> {
         {
             eprintln!("host: cannot keep sandboxes ready: {}", chain(&error));
         }
+    }
+}
+
+/// The proxy listens on one port for each forwarding rule.
+fn one_port(vips: &BTreeMap<ListenerId, Option<Vip>>) -> Result<(), CellError> {
+    match vips.values().flatten().find(|vip| vip.ports.first != vip.ports.last) {
+        Some(vip) => Err(CellError::PortRange(vip.clone())),
+        None => Ok(()),
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, fs};
 
-use model::{id::NetworkId, planned::host::VpcPlan};
+use model::{
+    id::NetworkId,
+    planned::host::{VpcPlan, VpcSettings},
+};
 
 use crate::hands::Hands;
 
@@ -40,7 +43,8 @@ pub fn gather(hands: &mut Hands, sandboxes: Vec<(String, String)>) -> BTreeMap<S
 const TRIAL: NetworkId = NetworkId(0);
 
 fn packets(hands: &mut Hands) -> String {
-    let plan = VpcPlan { mtu: 1_460, psc_idle_s: 1_200, ..VpcPlan::default() };
+    let settings = VpcSettings { mtu: 1_460, psc_idle_s: 1_200, ..VpcSettings::default() };
+    let plan = VpcPlan { settings, ..VpcPlan::default() };
     let tried =
         hands.apply_vpc(TRIAL, &plan).and_then(|()| hands.realm(model::planned::guest::Realm::Fabric).map(|_| ()));
     let removed = hands.remove_vpc(TRIAL);

@@ -3,9 +3,10 @@
 //! disturbs no living connection.
 
 pub mod verify;
+mod vpcs;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::OwnedFd,
@@ -18,11 +19,12 @@ use model::{
     limits,
     planned::{
         guest::Realm,
-        host::{Attach, FabricPlan, VpcPlan},
+        host::{Attach, FabricPlan},
     },
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
+use self::vpcs::Vpc;
 use crate::{
     names::{self, IfName},
     net::{
@@ -30,10 +32,9 @@ use crate::{
         fabric,
         kernel::{KernelError, Space},
         rules::{METADATA, RELAY},
-        vpc::{self, INCOMING_INDEX_BASE},
+        vpc,
     },
     netlink::{
-        conntrack,
         route::{self, End, LOOPBACK},
         wire::Message,
     },
@@ -83,10 +84,8 @@ const EDGE_SYSCTLS: &[(&str, &str)] = &[("ipv4/tcp_migrate_req", "1")];
 pub struct Hands {
     pins: Pins,
     spaces: BTreeMap<String, Space>,
-    vpcs: BTreeMap<NetworkId, VpcPlan>,
+    vpcs: BTreeMap<NetworkId, Vpc>,
     fabric: FabricPlan,
-    /// Routers that forward already.
-    forwarding: BTreeSet<NetworkId>,
     /// Messages into namespaces that are closed again (workloads', deleted ones).
     messages_elsewhere: u64,
 }
@@ -99,7 +98,6 @@ impl Hands {
             spaces: BTreeMap::new(),
             vpcs: BTreeMap::new(),
             fabric: FabricPlan::default(),
-            forwarding: BTreeSet::new(),
             messages_elsewhere: 0,
         })
     }
@@ -107,39 +105,6 @@ impl Hands {
     /// Netlink messages sent so far: what changes cost.
     pub fn messages_sent(&self) -> u64 {
         self.messages_elsewhere + self.spaces.values().map(Space::messages_sent).sum::<u64>()
-    }
-
-    /// Makes the VPC's router, its links and its proxy namespace hold what the plan says.
-    pub fn apply_vpc(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), KernelError> {
-        self.router(network)?;
-        for producer in vpc::producers(plan) {
-            self.link(network, producer)?;
-        }
-        for consumer in vpc::consumers(plan) {
-            self.link(consumer, network)?;
-        }
-        let released = self.released(network, plan);
-        if !plan.vips.is_empty() {
-            self.edge(network, plan)?;
-        }
-        let zones = self.zones(network);
-        let space = self.space_mut(&names::vpc_ns(network));
-        space.converge(&vpc::router(plan, &zones))?;
-        self.settings(network, plan)?;
-        self.vpcs.insert(network, plan.clone());
-        self.forget_connections(network, &released)?;
-        if plan.vips.is_empty() {
-            self.drop_edge(network)?;
-        }
-        self.prune()
-    }
-
-    /// Takes a VPC down with everything in it.
-    pub fn remove_vpc(&mut self, network: NetworkId) -> Result<(), KernelError> {
-        self.vpcs.remove(&network);
-        self.forwarding.remove(&network);
-        self.drop_router(network)?;
-        self.prune()
     }
 
     pub fn apply_fabric(&mut self, plan: &FabricPlan) -> Result<(), KernelError> {
@@ -157,25 +122,10 @@ impl Hands {
         }
     }
 
-    /// Takes down every VPC that is in no plan. The fabric stays: the proxy lives in it.
-    pub fn retain(&mut self) -> Result<(), KernelError> {
-        let spaces = |n: &NetworkId| [names::vpc_ns(*n), names::edge_ns(*n), names::relay_ns(*n)];
-        let wanted: BTreeSet<String> = self.vpcs.keys().flat_map(spaces).collect();
-        for name in self.pins.names()? {
-            match names::network_of(&name) {
-                _ if name == names::FABRIC_NS || wanted.contains(&name) => {}
-                Some(network) => self.remove_vpc(network)?,
-                None => self.delete_space(&name)?,
-            }
-        }
-        Ok(())
-    }
-
     /// Lays the workload's cable: one end in its realm's router, the other in `inside`.
     pub fn wire(&mut self, workload: &WorkloadId, attach: &Attach, inside: Netns) -> Result<(), KernelError> {
-        let Cable { realm, router, workload: end, addresses, router_routes, router_neighbours, .. } =
-            &cable::cable(workload, attach);
         let plan = cable::cable(workload, attach);
+        let Cable { realm, router, workload: end, addresses, router_routes, router_neighbours, .. } = &plan;
         let mut inside = Space::enter(inside)?;
         let space = self.realm(*realm)?;
         // A cable of an earlier incarnation: its namespace may take a while to go.
@@ -277,8 +227,8 @@ impl Hands {
         };
         netns.sysctls(adopted)?;
         let mut space = Space::enter(netns)?;
-        let laid: Vec<IfName> = space.links().by_name.keys().filter(|name| is_kept(name)).cloned().collect();
-        laid.iter().try_for_each(|name| space.raise(name))?;
+        let laid: Vec<IfName> = space.links().iter().map(|(name, _)| name.clone()).filter(is_kept).collect();
+        laid.iter().try_for_each(|name| space.take_up(name))?;
         Ok(space)
     }
 
@@ -286,39 +236,13 @@ impl Hands {
         self.spaces.get_mut(name).expect("the namespace was entered before, in the same call")
     }
 
-    fn edge(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), KernelError> {
-        let name = names::edge_ns(network);
-        if !self.spaces.contains_key(&name) {
-            let mut space = self.enter(&name, EDGE_SYSCTLS, EDGE_SYSCTLS)?;
-            space.raise(&names::loopback())?;
-            self.spaces.insert(name.clone(), space);
-        }
-        let mut edge = self.spaces.remove(&name).expect("inserted above");
-        let laid = self.lay_edge(network, plan, &mut edge);
-        self.spaces.insert(name, edge);
-        laid
-    }
-
-    fn lay_edge(&mut self, network: NetworkId, plan: &VpcPlan, edge: &mut Space) -> Result<(), KernelError> {
-        let router = self.space_mut(&names::vpc_ns(network));
-        if edge.links().index(&names::to_vpc()).is_none() {
-            router.cut(&names::to_edge())?;
-            let here = End { name: names::to_edge(), mac: cable::ROUTER_MAC, mtu: cable::INNER_MTU, index: None };
-            let mtu = u32::from(plan.mtu);
-            let there = End { name: names::to_vpc(), mac: cable::EDGE_MAC, mtu, index: None };
-            router.lay(&here, &there, Some(edge))?;
-        }
-        edge.converge(&vpc::edge(plan))?;
-        Ok(())
-    }
-
     /// Made when the first tunnel into a VPC is opened: most VPCs never have one.
     fn relay(&mut self, network: NetworkId) -> Result<&mut Space, KernelError> {
         let name = names::relay_ns(network);
         if !self.spaces.contains_key(&name) {
-            let mtu = self.vpcs.get(&network).map_or(limits::VPC_MTU_DEFAULT, |plan| plan.mtu);
+            let mtu = self.vpcs.get(&network).map_or(limits::VPC_MTU_DEFAULT, |vpc| vpc.plan().settings.mtu);
             let mut relay = self.enter(&name, &[], &[])?;
-            relay.raise(&names::loopback())?;
+            relay.requests(vec![("take lo up".to_owned(), route::up(LOOPBACK))])?;
             let router = self.router(network)?;
             if relay.links().index(&names::to_vpc()).is_none() {
                 router.cut(&names::to_relay())?;
@@ -337,143 +261,11 @@ impl Hands {
         Ok(self.space_mut(&name))
     }
 
-    fn drop_edge(&mut self, network: NetworkId) -> Result<(), KernelError> {
-        self.space_mut(&names::vpc_ns(network)).cut(&names::to_edge())?;
-        self.delete_space(&names::edge_ns(network))
-    }
-
-    fn drop_router(&mut self, network: NetworkId) -> Result<(), KernelError> {
-        if self.pins.open(&names::vpc_ns(network))?.is_some() {
-            let links: Vec<IfName> = self.router(network)?.links().by_name.keys().cloned().collect();
-            for name in links {
-                if let Some((consumer, producer)) = ends(network, &name) {
-                    self.unlink(consumer, producer)?;
-                }
-            }
-        }
-        self.delete_space(&names::edge_ns(network))?;
-        self.delete_space(&names::relay_ns(network))?;
-        self.delete_space(&names::vpc_ns(network))
-    }
-
     fn delete_space(&mut self, name: &str) -> Result<(), KernelError> {
         if let Some(space) = self.spaces.remove(name) {
             self.messages_elsewhere += space.messages_sent();
         }
         Ok(self.pins.delete(name)?)
-    }
-
-    /// What depends on the plan but is neither rule nor route. Forwarding comes last: until here nothing passed.
-    fn settings(&mut self, network: NetworkId, plan: &VpcPlan) -> Result<(), KernelError> {
-        let counted = if plan.flow_logs { "1" } else { "0" };
-        let before = self.vpcs.get(&network).map(|p| p.flow_logs);
-        let first = !self.forwarding.contains(&network);
-        let netns = self.space_mut(&names::vpc_ns(network)).netns();
-        if first || before != Some(plan.flow_logs) {
-            netns
-                .sysctls(&[("netfilter/nf_conntrack_acct", counted), ("netfilter/nf_conntrack_timestamp", counted)])?;
-        }
-        if first {
-            netns.sysctls(&[("ipv4/ip_forward", "1")])?;
-            self.forwarding.insert(network);
-        }
-        Ok(())
-    }
-
-    // ---- PSC links ----
-
-    /// Lays the cable between two routers unless it lies.
-    fn link(&mut self, consumer: NetworkId, producer: NetworkId) -> Result<(), KernelError> {
-        self.router(consumer)?;
-        let taken = &self.router(producer)?.links().by_name;
-        if taken.contains_key(&names::incoming(consumer)) {
-            return Ok(());
-        }
-        let numbers: BTreeSet<u32> = taken.values().copied().collect();
-        let index = (1..=u32::from(u16::MAX)).map(|n| INCOMING_INDEX_BASE + n).find(|i| !numbers.contains(i));
-        let index = index.ok_or_else(|| KernelError::Unsupported {
-            cell: model::planned::host::CellId::Vpc(producer),
-            what: "more than 65535 consumer networks".to_owned(),
-        })?;
-        let end = |name, mac, index| End { name, mac, mtu: cable::INNER_MTU, index };
-        // Laid from the producer's side: the kernel obeys a chosen number of the near end only.
-        let here = end(names::incoming(consumer), cable::INCOMING_MAC, Some(index));
-        let there = end(names::outgoing(producer), cable::ROUTER_MAC, None);
-        if consumer == producer {
-            return self.space_mut(&names::vpc_ns(producer)).lay(&here, &there, None);
-        }
-        let name = names::vpc_ns(consumer);
-        let mut peer = self.spaces.remove(&name).expect("entered above");
-        let laid = self.space_mut(&names::vpc_ns(producer)).lay(&here, &there, Some(&mut peer));
-        self.spaces.insert(name, peer);
-        laid
-    }
-
-    fn unlink(&mut self, consumer: NetworkId, producer: NetworkId) -> Result<(), KernelError> {
-        self.router(producer)?.cut(&names::incoming(consumer))?;
-        self.router(consumer)?.lost(&names::outgoing(producer));
-        Ok(())
-    }
-
-    /// The number of each consumer's link to this producer.
-    fn zones(&self, producer: NetworkId) -> BTreeMap<NetworkId, u16> {
-        let Some(space) = self.spaces.get(&names::vpc_ns(producer)) else { return BTreeMap::new() };
-        let links = space.links().by_name.iter();
-        links
-            .filter_map(|(name, index)| {
-                let zone = u16::try_from(index.checked_sub(INCOMING_INDEX_BASE)?).ok()?;
-                Some((names::linked(names::INCOMING_PREFIX, name)?, zone))
-            })
-            .collect()
-    }
-
-    /// Takes away links that neither of their ends wants any more, and routers that were there only for a link.
-    fn prune(&mut self) -> Result<(), KernelError> {
-        let found: BTreeSet<_> = self
-            .spaces
-            .iter()
-            .filter_map(|(name, space)| Some((names::network_of(name)?, space)))
-            .flat_map(|(network, space)| space.links().by_name.keys().filter_map(move |name| ends(network, name)))
-            .collect();
-        for (consumer, producer) in &found {
-            let asked = self.vpcs.get(consumer).is_some_and(|p| vpc::producers(p).contains(producer));
-            let offered = self.vpcs.get(producer).is_some_and(|p| vpc::consumers(p).contains(consumer));
-            if !asked && !offered {
-                self.unlink(*consumer, *producer)?;
-            }
-        }
-        let idle: Vec<_> = self
-            .spaces
-            .iter()
-            .filter_map(|(name, space)| Some((names::network_of(name)?, space)))
-            .filter(|(n, space)| {
-                !self.vpcs.contains_key(n) && !space.links().by_name.keys().any(|name| ends(*n, name).is_some())
-            })
-            .filter(|(_, space)| !space.links().by_name.keys().any(|n| n.as_str().starts_with(names::PORT_PREFIX)))
-            .map(|(network, _)| network)
-            .collect();
-        idle.into_iter().try_for_each(|network| self.delete_space(&names::vpc_ns(network)))
-    }
-
-    /// NAT addresses that lose their endpoint, or are cut off, with this plan.
-    fn released(&self, network: NetworkId, plan: &VpcPlan) -> BTreeSet<Ipv4Addr> {
-        let Some(before) = self.vpcs.get(&network) else { return plan.cut.clone() };
-        let kept: BTreeSet<_> = plan.published.values().map(|p| p.nat).collect();
-        let gone = before.published.values().map(|p| p.nat).filter(|nat| !kept.contains(nat));
-        gone.chain(plan.cut.difference(&before.cut).copied()).collect()
-    }
-
-    /// Forgets the connections behind NAT addresses, so that their next tenant starts clean.
-    fn forget_connections(&mut self, network: NetworkId, nats: &BTreeSet<Ipv4Addr>) -> Result<(), KernelError> {
-        if nats.is_empty() {
-            return Ok(());
-        }
-        let name = names::vpc_ns(network);
-        let space = self.space_mut(&name);
-        let wanted = |e: &conntrack::Entry| e.original.zone != 0 && nats.contains(&e.reply.dst);
-        conntrack::delete(space.netfilter(), wanted)
-            .map_err(|source| KernelError::Netlink { namespace: name, source })?;
-        Ok(())
     }
 }
 
@@ -481,12 +273,6 @@ impl Hands {
 fn is_kept(name: &IfName) -> bool {
     let prefixes = [names::OUTGOING_PREFIX, names::INCOMING_PREFIX, "edge0", "iap0", "vpc0", "mux"];
     prefixes.iter().any(|prefix| name.as_str().starts_with(prefix))
-}
-
-/// Consumer and producer of the link that this interface of `network`'s router is an end of.
-fn ends(network: NetworkId, name: &IfName) -> Option<(NetworkId, NetworkId)> {
-    let outgoing = names::linked(names::OUTGOING_PREFIX, name).map(|producer| (network, producer));
-    outgoing.or_else(|| names::linked(names::INCOMING_PREFIX, name).map(|consumer| (consumer, network)))
 }
 
 /// `lo`, with the address at which workloads find their metadata.

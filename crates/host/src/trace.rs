@@ -101,9 +101,7 @@ impl Trace {
     fn passage(&self, events: &[&Event]) -> Option<Passage> {
         let mut headers = events.iter().filter_map(|e| Headers::of_packet(e.packet_bytes.as_deref()?));
         let came = headers.next()?;
-        let name = |index: Option<u32>| {
-            self.links.by_name.iter().find(|(_, number)| Some(**number) == index).map(|(name, _)| name.clone())
-        };
+        let name = |index: Option<u32>| index.and_then(|index| self.links.name(index));
         let rule = |event: &Event| match event.rule {
             Some(handle) => self.rules.get(&(event.table.clone(), handle)).cloned().unwrap_or_default(),
             None => "policy".to_owned(),

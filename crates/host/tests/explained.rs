@@ -6,7 +6,8 @@ use host::net::{fabric, text, vpc};
 use model::{
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
     planned::host::{
-        ConsumerEndpoint, FabricPlan, FabricPort, FirewallRule, Match, PlannedProtocol, PublishedEndpoint, Vip, VpcPlan,
+        ConsumerEndpoint, FabricPlan, FabricPort, FirewallRule, Match, PlannedProtocol, Port, PublishedEndpoint, Vip,
+        VpcPlan, VpcSettings,
     },
     vpc::{Action, Direction, PortRange},
 };
@@ -35,14 +36,12 @@ fn a_consumer_routes_to_its_producer_and_filters_its_vms() {
     };
     let endpoint = |address: &str, producer| ConsumerEndpoint { address: address.parse().unwrap(), producer };
     let plan = VpcPlan {
-        mtu: 1460,
-        ports: BTreeMap::from([(WorkloadId("till".into()), "10.0.0.2".parse().unwrap())]),
-        firewall: vec![allow],
+        settings: VpcSettings { mtu: 1460, firewall: vec![allow], psc_idle_s: 1200, ..VpcSettings::default() },
+        ports: BTreeMap::from([(WorkloadId("till".into()), Port::at("10.0.0.2".parse().unwrap()))]),
         endpoints: BTreeMap::from([
             (EndpointId(1), endpoint("10.0.0.5", Some(NetworkId(9001)))),
             (EndpointId(2), endpoint("10.0.0.6", None)),
         ]),
-        psc_idle_s: 1200,
         ..VpcPlan::default()
     };
     expect("consumer.txt", &text::render(&vpc::router(&plan, &BTreeMap::new())));
@@ -58,11 +57,10 @@ fn a_producer_translates_each_endpoint_and_answers_into_its_link() {
         ports: HTTP,
     };
     let plan = VpcPlan {
-        mtu: 1460,
+        settings: VpcSettings { mtu: 1460, psc_idle_s: 1200, ..VpcSettings::default() },
         vips: BTreeMap::from([(ListenerId(1), Vip { address: "10.0.1.2".parse().unwrap(), ports: HTTP })]),
         published: BTreeMap::from([(EndpointId(1), published)]),
         cut: ["10.0.3.3".parse().unwrap()].into(),
-        psc_idle_s: 1200,
         ..VpcPlan::default()
     };
     let zones = BTreeMap::from([(NetworkId(7001), 1)]);

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 
 use model::{
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
-    planned::host::{ConsumerEndpoint, FirewallRule, Match, PublishedEndpoint, Vip, VpcPlan},
+    planned::host::{ConsumerEndpoint, FirewallRule, Match, Port, PublishedEndpoint, Vip, VpcPlan, VpcSettings},
     vpc::{Action, Direction, PortRange},
 };
 
@@ -13,11 +13,14 @@ use crate::scene::MTU;
 /// A VPC with these VMs (name, address), in which everyone may speak to everyone.
 pub fn vpc(vms: &[(&str, &str)]) -> VpcPlan {
     VpcPlan {
-        mtu: MTU,
-        ports: vms.iter().map(|(name, address)| (WorkloadId((*name).to_owned()), parse(address))).collect(),
-        firewall: vec![rule("allow-all", Direction::Ingress, Action::Allow)],
-        flow_interval_s: 5,
-        psc_idle_s: 1_200,
+        settings: VpcSettings {
+            mtu: MTU,
+            firewall: vec![rule("allow-all", Direction::Ingress, Action::Allow)],
+            flow_logs: false,
+            flow_interval_s: 5,
+            psc_idle_s: 1_200,
+        },
+        ports: vms.iter().map(|(name, address)| (WorkloadId((*name).to_owned()), Port::at(parse(address)))).collect(),
         ..VpcPlan::default()
     }
 }

@@ -27,7 +27,7 @@ use model::{
         guest::{self, Realm},
         host::{
             Attach, CellId, CellPlan, FromHost, Process, Rootfs, SandboxEvent, SandboxLimits, SandboxPlan, ToHost,
-            VpcPlan,
+            VpcChange, VpcPlan,
         },
     },
 };
@@ -109,6 +109,14 @@ fn start(lab: &Lab, running: &Arc<Mutex<BTreeMap<WorkloadId, u32>>>) {
     thread::spawn(move || agent.run());
 }
 
+#[derive(Debug, PartialEq)]
+enum Said {
+    Hello,
+    /// The generation, and whether all is well.
+    Observed(u64, bool),
+    Lacking,
+}
+
 /// Control's end of the connection.
 struct Control {
     stream: UnixStream,
@@ -132,6 +140,22 @@ impl Control {
 
     fn vpc(&self, generation: u64, plan: &VpcPlan) {
         self.apply(CellId::Vpc(NET), generation, CellPlan::Vpc(plan.clone()));
+    }
+
+    fn change(&self, from: u64, generation: u64, before: &VpcPlan, after: &VpcPlan) {
+        let change = Box::new(VpcChange::between(before, after));
+        let [from, generation] = [from, generation].map(Generation);
+        self.say(&ToHost::Change { network: NET, from, generation, change });
+    }
+
+    /// The next word, in short.
+    fn said(&mut self) -> Said {
+        match self.hears() {
+            FromHost::Hello { .. } => Said::Hello,
+            FromHost::Observed { generation, fault, .. } => Said::Observed(generation.0, fault.is_none()),
+            FromHost::Lacking { .. } => Said::Lacking,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn hears(&mut self) -> FromHost {
@@ -218,6 +242,39 @@ fn control_hears_what_the_kernel_equals_and_an_older_plan_is_refused() {
     control.say(&ToHost::Remove { cell: CellId::Vpc(NET), generation: Generation(8) });
     assert_eq!(control.observed(), (CellId::Vpc(NET), 8, None));
     assert_eq!(pins.names().unwrap(), ["fabric"]);
+}
+
+#[test]
+fn a_change_is_obeyed_by_a_host_that_holds_what_it_starts_from_and_any_other_asks_for_the_whole() {
+    let mut lab = Lab::new();
+    start(&lab, &Arc::default());
+    let mut control = Control::connect(lab.run_dir());
+    let Said::Hello = control.said() else { panic!("the first word is Hello") };
+    let [empty, served, moved] = [plan::vpc(&[]), plan::with_vip(plan::vpc(&[]), VIP), plan::vpc(&[("a", "10.1.0.2")])];
+
+    control.change(1, 2, &empty, &served);
+    assert_eq!(control.said(), Said::Lacking, "it has heard of nothing yet");
+    control.vpc(2, &served);
+    assert_eq!(control.said(), Said::Observed(2, true));
+    control.change(2, 3, &served, &moved);
+    assert_eq!(control.said(), Said::Observed(3, true));
+    control.change(2, 4, &served, &empty);
+    assert_eq!(control.said(), Said::Lacking, "it holds generation 3");
+
+    let mut wide = served.clone();
+    wide.vips.get_mut(&ListenerId(1)).unwrap().ports.last = 90;
+    control.change(3, 5, &moved, &wide);
+    assert_eq!(control.said(), Said::Observed(5, false));
+    control.change(5, 6, &wide, &empty);
+    assert_eq!(control.said(), Said::Lacking, "what failed is not held");
+    control.vpc(6, &moved);
+    assert_eq!(control.said(), Said::Observed(6, true));
+
+    lab.restart();
+    let space = lab.hands().realm(Realm::Vpc(NET)).unwrap();
+    let wanted = host::net::vpc::router(&moved, &BTreeMap::new());
+    let found = space.read(&wanted).unwrap();
+    assert_eq!(host::net::state::diff(&wanted, &found), vec![], "the kernel holds the last plan");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Any plan may follow any other, and a restart may come in between: the kernel equals the last one each time.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use host::{
     names,
@@ -10,7 +13,7 @@ use lab::{Lab, plan};
 use model::{
     cidr::Cidr,
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
-    planned::host::{ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, PublishedEndpoint, Vip, VpcPlan},
+    planned::host::{ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, PublishedEndpoint, Vip, VpcPlan},
     vpc::{Action, Direction, PortRange},
 };
 
@@ -39,9 +42,14 @@ impl Dice {
         if self.often() {
             let blocks =
                 (0..self.below(6)).map(|_| Cidr::containing(self.address(), u8::try_from(26 + self.below(7)).unwrap()));
-            return Match::In(blocks.collect());
+            let blocks = blocks.collect();
+            return if self.often() { Match::In(blocks) } else { Match::Tagged(self.tags(), blocks) };
         }
         Match::Any
+    }
+
+    fn tags(&mut self) -> BTreeSet<String> {
+        (0..self.below(3)).map(|_| format!("tag-{}", self.below(3))).collect()
     }
 
     fn ports(&mut self) -> PortRange {
@@ -62,10 +70,11 @@ impl Dice {
 
     fn plan(&mut self) -> VpcPlan {
         let mut plan = plan::vpc(&[]);
-        plan.firewall = (0..5).filter(|_| self.often()).collect::<Vec<_>>().into_iter().map(|n| self.rule(n)).collect();
+        plan.settings.firewall =
+            (0..5).filter(|_| self.often()).collect::<Vec<_>>().into_iter().map(|n| self.rule(n)).collect();
         plan.ports = (0..6)
-            .map(|n| (WorkloadId(format!("vm-{n}")), self.address()))
-            .filter(|(_, a)| a.octets()[3] % 2 == 0)
+            .map(|n| (WorkloadId(format!("vm-{n}")), Port { address: self.address(), tags: self.tags() }))
+            .filter(|(_, port)| port.address.octets()[3] % 2 == 0)
             .collect();
         plan.vips = (0..self.below(3))
             .map(|n| {
@@ -96,20 +105,17 @@ impl Dice {
             .filter(|(id, _)| id.0 % 2 == 0)
             .collect();
         plan.cut = (0..self.below(3)).map(|_| self.address()).collect();
-        plan.flow_logs = self.often();
-        plan.psc_idle_s = 1_200 + self.below(2);
+        plan.settings.flow_logs = self.often();
+        plan.settings.psc_idle_s = 1_200 + self.below(2);
         plan
     }
 }
 
 /// The number that the kernel gave each consumer's link.
 fn zones(space: &Space) -> BTreeMap<NetworkId, u16> {
-    let links = space.links().by_name.iter();
+    let links = space.links().iter();
     links
-        .filter_map(|(name, index)| {
-            let consumer = names::linked(names::INCOMING_PREFIX, name)?;
-            Some((consumer, u16::try_from(index - vpc::INCOMING_INDEX_BASE).unwrap()))
-        })
+        .filter_map(|(name, index)| Some((names::linked(names::INCOMING_PREFIX, name)?, vpc::zone_of(index)?)))
         .collect()
 }
 

@@ -21,7 +21,7 @@ use model::{
     id::{NetworkId, WorkloadId},
     planned::{
         guest::Realm,
-        host::{PublishedEndpoint, VpcPlan},
+        host::{Port, PublishedEndpoint, VpcPlan},
     },
     vpc::{Action, Direction},
 };
@@ -200,7 +200,7 @@ fn a_producer_reaches_no_consumer_not_even_by_the_nat_address() {
 /// Seconds that each tracked connection through an endpoint may still idle.
 fn idle_left(lab: &mut Lab) -> Vec<u32> {
     let space = lab.hands().realm(Realm::Vpc(NetworkId(BANK))).unwrap();
-    let entries = conntrack::list(space.netfilter()).unwrap();
+    let entries = conntrack::list(space.netfilter().unwrap()).unwrap();
     entries.iter().filter(|e| e.original.zone != 0).filter_map(|e| e.timeout_s).collect()
 }
 
@@ -222,8 +222,8 @@ fn a_connection_keeps_its_idle_limit_over_unrelated_changes_and_restarts() {
     assert_idle_limit(&mut lab, "at first");
 
     let mut changed = producer(&both());
-    changed.firewall.push(plan::rule("deny-ssh", Direction::Ingress, Action::Deny));
-    changed.ports.insert(WorkloadId("bank-two".into()), "10.0.0.9".parse().unwrap());
+    changed.settings.firewall.push(plan::rule("deny-ssh", Direction::Ingress, Action::Deny));
+    changed.ports.insert(WorkloadId("bank-two".into()), Port::at("10.0.0.9".parse().unwrap()));
     apply(&mut lab, BANK, &changed);
     assert_eq!(tcp::ask(&mut stream, "after a change").unwrap(), "after a change");
     assert_idle_limit(&mut lab, "after an unrelated change");
@@ -239,7 +239,7 @@ fn a_connection_keeps_its_idle_limit_over_unrelated_changes_and_restarts() {
 fn a_connection_that_idled_too_long_hangs_instead_of_being_picked_up_again() {
     let mut lab = Lab::new();
     let mut bank = producer(&both()[..1]);
-    bank.psc_idle_s = 1;
+    bank.settings.psc_idle_s = 1;
     apply(&mut lab, BANK, &bank);
     apply(&mut lab, SHOP, &consumer("shop"));
     let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
@@ -330,8 +330,8 @@ fn what_is_in_no_plan_is_gone_and_a_second_apply_changes_nothing() {
     lab.hands().remove_vpc(NetworkId(BANK)).unwrap();
     apply(&mut lab, SHOP, &plan::vpc(&[]));
     assert_eq!(lab.hands().pins().names().unwrap(), ["vpc-7001"]);
-    let links = &lab.hands().realm(Realm::Vpc(NetworkId(SHOP))).unwrap().links().by_name;
-    assert!(!links.contains_key(&names::outgoing(NetworkId(BANK))));
+    let links = lab.hands().realm(Realm::Vpc(NetworkId(SHOP))).unwrap().links();
+    assert_eq!(links.index(&names::outgoing(NetworkId(BANK))), None);
 }
 
 #[test]

@@ -28,7 +28,7 @@ const VM: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 
 fn closed() -> VpcPlan {
     let mut plan = plan::vpc(&[("web", "10.1.0.2"), ("db", "10.1.0.3")]);
-    plan.firewall.clear();
+    plan.settings.firewall.clear();
     plan
 }
 

@@ -53,7 +53,7 @@ fn is_denied(from: &Vm, to: &str) -> bool {
 #[test]
 fn without_rules_everything_may_leave_and_nothing_may_enter() {
     let mut closed = vpc();
-    closed.firewall.clear();
+    closed.settings.firewall.clear();
     let (mut lab, web, db) = two_vms(&closed);
     let _server = db.serve(5432);
     assert!(is_denied(&web, "10.1.0.3:5432"));
@@ -69,13 +69,13 @@ fn the_first_rule_that_matches_decides() {
     allow.targets = plan::hosts(&["10.1.0.3/32"]);
     allow.peers = plan::hosts(&["10.1.0.0/24"]);
     allow.protocols = vec![tcp_5432];
-    plan.firewall = vec![allow, plan::rule("deny-all", Direction::Ingress, Action::Deny)];
+    plan.settings.firewall = vec![allow, plan::rule("deny-all", Direction::Ingress, Action::Deny)];
     let (mut lab, web, db) = two_vms(&plan);
     let _servers = [db.serve(5432), db.serve(80), web.serve(5432)];
     assert!(reaches(&web, "10.1.0.3:5432"));
     assert!(is_denied(&web, "10.1.0.3:80"), "another port");
     assert!(is_denied(&db, "10.1.0.2:5432"), "another target");
-    plan.firewall.reverse();
+    plan.settings.firewall.reverse();
     apply(&mut lab, &plan);
     assert!(is_denied(&web, "10.1.0.3:5432"), "the denying rule comes first now");
 }
@@ -85,7 +85,7 @@ fn an_egress_rule_stops_what_an_ingress_rule_would_let_in() {
     let mut plan = vpc();
     let mut deny = plan::rule("deny-out", Direction::Egress, Action::Deny);
     deny.targets = plan::hosts(&["10.1.0.2/32"]);
-    plan.firewall.push(deny);
+    plan.settings.firewall.push(deny);
     let (_lab, web, db) = two_vms(&plan);
     let _servers = [db.serve(80), web.serve(80)];
     assert!(is_denied(&web, "10.1.0.3:80"));
@@ -98,7 +98,7 @@ fn a_tag_that_moves_is_a_set_element_and_no_rule_is_touched() {
         let mut plan = vpc();
         let mut allow = plan::rule("allow-tagged", Direction::Ingress, Action::Allow);
         allow.targets = plan::hosts(blocks);
-        plan.firewall = vec![allow];
+        plan.settings.firewall = vec![allow];
         plan
     };
     let (mut lab, web, db) = two_vms(&tagged(&[]));
@@ -181,7 +181,7 @@ fn two_vpcs_with_one_range_do_not_know_each_other() {
 #[test]
 fn flow_records_say_who_spoke_to_whom_and_how_much() {
     let mut counted = vpc();
-    counted.flow_logs = true;
+    counted.settings.flow_logs = true;
     let (mut lab, web, db) = two_vms(&counted);
     let _server = db.serve(80);
     let (out, said) = sync_channel(64);
@@ -319,7 +319,7 @@ fn the_doctor_tries_everything_a_router_needs_and_leaves_nothing_of_the_trial() 
 #[test]
 fn births_and_deaths_that_find_no_room_are_told_as_a_gap() {
     let mut counted = vpc();
-    counted.flow_logs = true;
+    counted.settings.flow_logs = true;
     let (mut lab, web, db) = two_vms(&counted);
     let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(NET))).unwrap().unwrap();
     let (out, said) = sync_channel(1_024);

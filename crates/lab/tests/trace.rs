@@ -9,7 +9,7 @@ use host::{
 use lab::{Lab, plan};
 use model::{
     id::{NetworkId, WorkloadId},
-    planned::host::{FirewallRule, Match, PlannedProtocol, VpcPlan},
+    planned::host::{FirewallRule, Match, PlannedProtocol},
     vpc::{Action, Direction},
 };
 
@@ -69,7 +69,8 @@ fn a_connection_through_an_endpoint_shows_both_translations_and_the_rules_that_l
 #[test]
 fn a_packet_that_a_rule_drops_names_the_rule_and_nothing_stays_when_the_trace_ends() {
     let mut lab = Lab::new();
-    let plan = VpcPlan { firewall: vec![deny_web()], ..plan::vpc(&[("till", "10.0.0.2"), ("shelf", "10.0.0.3")]) };
+    let mut plan = plan::vpc(&[("till", "10.0.0.2"), ("shelf", "10.0.0.3")]);
+    plan.settings.firewall = vec![deny_web()];
     lab.hands().apply_vpc(NetworkId(SHOP), &plan).unwrap();
     let till = lab.vm(SHOP, "till", "10.0.0.2");
     let _shelf = lab.vm(SHOP, "shelf", "10.0.0.3");
@@ -82,6 +83,6 @@ fn a_packet_that_a_rule_drops_names_the_rule_and_nothing_stays_when_the_trace_en
     lab.restart();
     lab.hands().apply_vpc(NetworkId(SHOP), &plan).unwrap();
     let space = lab.hands().realm(model::planned::guest::Realm::Vpc(NetworkId(SHOP))).unwrap();
-    let left = host::netlink::trace::rules(space.netfilter()).unwrap();
+    let left = host::netlink::trace::rules(space.netfilter().unwrap()).unwrap();
     assert!(left.keys().all(|(table, _)| !table.starts_with(host::netlink::trace::TABLE_PREFIX)), "{left:?}");
 }

@@ -10,3 +10,4 @@
 pub mod edge;
 pub mod guest;
 pub mod host;
+mod vpc;

@@ -9,7 +9,8 @@ pub(super) struct Mirror<K, V> {
 /// One difference, in the order in which it should be sent: additions before removals.
 #[derive(Debug, PartialEq)]
 pub(super) enum Delta<K, V> {
-    Set(K, V),
+    /// With what was sent before, if anything.
+    Set(K, V, Option<V>),
     Unset(K),
 }
 
@@ -23,6 +24,11 @@ impl<K: Ord + Clone, V: PartialEq + Clone> Mirror<K, V> {
         self.sent.clear();
     }
 
+    /// It forgot this one.
+    pub fn forget_one(&mut self, key: &K) {
+        self.sent.remove(key);
+    }
+
     pub fn get(&self, key: &K) -> Option<&V> {
         self.sent.get(key)
     }
@@ -30,7 +36,7 @@ impl<K: Ord + Clone, V: PartialEq + Clone> Mirror<K, V> {
     /// What to send so that the other side holds exactly `want`; afterwards it counts as sent.
     pub fn update(&mut self, want: BTreeMap<K, V>) -> Vec<Delta<K, V>> {
         let set = want.iter().filter(|(key, value)| self.sent.get(*key) != Some(*value));
-        let set = set.map(|(key, value)| Delta::Set(key.clone(), value.clone()));
+        let set = set.map(|(key, value)| Delta::Set(key.clone(), value.clone(), self.sent.get(key).cloned()));
         let unset = self.sent.keys().filter(|key| !want.contains_key(*key)).cloned().map(Delta::Unset);
         let deltas = set.chain(unset).collect();
         self.sent = want;
@@ -52,11 +58,11 @@ mod tests {
     fn only_differences_are_sent_and_everything_again_after_the_other_side_forgot() {
         let mut mirror = Mirror::new();
         let one = BTreeMap::from([("a", 1), ("b", 2)]);
-        assert_eq!(mirror.update(one.clone()), [Delta::Set("a", 1), Delta::Set("b", 2)]);
+        assert_eq!(mirror.update(one.clone()), [Delta::Set("a", 1, None), Delta::Set("b", 2, None)]);
         assert_eq!(mirror.update(one.clone()), []);
         assert_eq!(
             mirror.update(BTreeMap::from([("b", 3), ("c", 4)])),
-            [Delta::Set("b", 3), Delta::Set("c", 4), Delta::Unset("a")]
+            [Delta::Set("b", 3, Some(2)), Delta::Set("c", 4, None), Delta::Unset("a")]
         );
         let want = BTreeMap::from([("b", 4), ("d", 5)]);
         assert_eq!(mirror.pending(&want).copied().collect::<Vec<_>>(), ["b", "d", "c"], "what goes is news as well");

@@ -171,7 +171,10 @@ impl Serving {
                 self.journal.append(&entries);
             }
             FromHost::Gap(gap) => self.journal.append(&entries::gap(&control.read(), &gap, control.now())),
-            FromHost::Hello { .. } | FromHost::Observed { .. } | FromHost::Sandbox { .. } => {}
+            FromHost::Hello { .. }
+            | FromHost::Observed { .. }
+            | FromHost::Lacking { .. }
+            | FromHost::Sandbox { .. } => {}
         }
         None
     }

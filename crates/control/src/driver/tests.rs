@@ -179,9 +179,12 @@ async fn hear(host: &mut UnixStream) -> ToHost {
 async fn obey(host: &mut UnixStream, scene: &Scene, operation: &str) {
     let obeying = async {
         loop {
-            if let ToHost::Apply { cell, generation, .. } | ToHost::Remove { cell, generation } = hear(host).await {
-                ipc::write_async(host, &FromHost::Observed { cell, generation, fault: None }).await.unwrap();
-            }
+            let (cell, generation) = match hear(host).await {
+                ToHost::Apply { cell, generation, .. } | ToHost::Remove { cell, generation } => (cell, generation),
+                ToHost::Change { network, generation, .. } => (CellId::Vpc(network), generation),
+                ToHost::Complete => continue,
+            };
+            ipc::write_async(host, &FromHost::Observed { cell, generation, fault: None }).await.unwrap();
         }
     };
     tokio::select! {
@@ -199,6 +202,7 @@ async fn told_anew(host: &mut UnixStream) -> Vec<(CellId, Generation)> {
                 ipc::write_async(host, &FromHost::Observed { cell, generation, fault: None }).await.unwrap();
             }
             ToHost::Remove { cell, generation } => removals.push((cell, generation)),
+            change @ ToHost::Change { .. } => panic!("{change:?} of what it was not told yet"),
             ToHost::Complete => return removals,
             ToHost::Logged { .. } => {}
         }
@@ -247,7 +251,9 @@ async fn however_often_a_host_comes_back_generations_do_not_run_ahead_of_the_sto
             match hear(&mut host).await {
                 ToHost::Complete => break,
                 ToHost::Logged { .. } => {}
-                ToHost::Apply { generation, .. } | ToHost::Remove { generation, .. } => {
+                ToHost::Apply { generation, .. }
+                | ToHost::Change { generation, .. }
+                | ToHost::Remove { generation, .. } => {
                     let revision = scene.control.read().revision;
                     assert!(generation.0 <= revision, "{generation:?} before revision {revision}");
                 }

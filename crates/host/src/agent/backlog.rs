@@ -58,7 +58,11 @@ impl Backlog {
             }
             FromHost::Gap(FlowGap { network, from, to }) => self.widen(network, from, to),
             // Nothing else waits here: control hears of it again when it sends its plans.
-            FromHost::Hello { .. } | FromHost::Observed { .. } | FromHost::Sandbox { .. } | FromHost::Printed(_) => {}
+            FromHost::Hello { .. }
+            | FromHost::Observed { .. }
+            | FromHost::Lacking { .. }
+            | FromHost::Sandbox { .. }
+            | FromHost::Printed(_) => {}
         }
     }
 

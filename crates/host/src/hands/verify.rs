@@ -15,14 +15,18 @@ use model::{
     },
 };
 
-use super::{FABRIC_SYSCTLS, Hands, ROUTER_SYSCTLS, is_kept};
+use super::{
+    FABRIC_SYSCTLS, Hands, ROUTER_SYSCTLS, is_kept,
+    vpcs::{Vpc, ends_of},
+};
 use crate::{
     names::{self, IfName},
     net::{
         cable, fabric,
         kernel::{KernelError, Space},
+        pieces::Link,
         state::{self, Step, Wanted},
-        vpc::{self, INCOMING_INDEX_BASE},
+        vpc::{self, Zones},
     },
     netlink::route::{Hop, Neighbour, Route},
 };
@@ -64,10 +68,12 @@ impl Hands {
 
     /// Names of all namespaces that the plans ask for; a router is there also for a link alone.
     fn wanted_spaces(&self) -> BTreeSet<String> {
-        let of = |(network, plan): (&NetworkId, &model::planned::host::VpcPlan)| {
-            let routers = vpc::producers(plan).into_iter().chain(vpc::consumers(plan)).chain([*network]);
-            let edge = (!plan.vips.is_empty()).then(|| names::edge_ns(*network));
-            routers.map(names::vpc_ns).chain(edge).collect::<Vec<_>>()
+        let of = |(network, vpc): (&NetworkId, &Vpc)| {
+            let others = vpc.links().map(|link| match link {
+                Link::ToProducer(other) | Link::FromConsumer(other) => other,
+            });
+            let edge = (!vpc.plan().vips.is_empty()).then(|| names::edge_ns(*network));
+            others.chain([*network]).map(names::vpc_ns).chain(edge).collect::<Vec<_>>()
         };
         self.vpcs.iter().flat_map(of).chain([names::FABRIC_NS.to_owned()]).collect()
     }
@@ -85,8 +91,9 @@ impl View<'_> {
     fn look(&mut self) -> Result<Vec<String>, KernelError> {
         let hands = self.hands;
         let router = names::network_of(self.name);
-        let plan = router.and_then(|network| hands.vpcs.get(&network));
-        let edge = hands.vpcs.iter().find(|(network, _)| names::edge_ns(**network) == self.name).map(|(_, plan)| plan);
+        let plan = router.and_then(|network| hands.vpcs.get(&network)).map(Vpc::plan);
+        let edge =
+            hands.vpcs.iter().find(|(network, _)| names::edge_ns(**network) == self.name).map(|(_, vpc)| vpc.plan());
         let relay = hands.vpcs.keys().any(|network| names::relay_ns(*network) == self.name);
         let wanted = match (router, plan, edge) {
             (Some(_), Some(plan), _) => Some(vpc::router(plan, &zones(&self.space))),
@@ -122,27 +129,26 @@ impl View<'_> {
             None => [names::to_vpc()].into(),
         };
         wanted.extend(self.here().map(|(id, _)| names::port(id)));
-        let found = &self.space.links().by_name;
         let perhaps: BTreeSet<IfName> = self.workloads.keys().map(names::port).chain([names::to_relay()]).collect();
         // Others are not ours to judge: the kernel makes some by itself.
         let ours = |name: &&IfName| is_kept(name) || name.as_str().starts_with(names::PORT_PREFIX);
-        let missing = wanted.iter().filter(|name| !found.contains_key(*name));
-        let strange = found.keys().filter(ours).filter(|name| !wanted.contains(*name) && !perhaps.contains(*name));
+        let found: BTreeSet<&IfName> = self.space.links().iter().map(|(name, _)| name).collect();
+        let missing = wanted.iter().filter(|name| !found.contains(name));
+        let strange =
+            found.iter().copied().filter(ours).filter(|name| !wanted.contains(*name) && !perhaps.contains(*name));
         let missing = missing.map(|name| format!("interface {name} is missing"));
         missing.chain(strange.map(|name| format!("interface {name} is in no plan"))).collect()
     }
 
     fn router_links(&self, network: NetworkId) -> BTreeSet<IfName> {
         let mut wanted = BTreeSet::from(names::mux());
-        for (other, plan) in &self.hands.vpcs {
-            if *other == network {
-                wanted.extend(vpc::producers(plan).into_iter().map(names::outgoing));
-                wanted.extend(vpc::consumers(plan).into_iter().map(names::incoming));
-                wanted.extend((!plan.vips.is_empty()).then(names::to_edge));
-            }
+        for (other, vpc) in &self.hands.vpcs {
+            wanted.extend((*other == network && !vpc.plan().vips.is_empty()).then(names::to_edge));
             // Links are asked for at either end.
-            wanted.extend(vpc::producers(plan).contains(&network).then(|| names::incoming(*other)));
-            wanted.extend(vpc::consumers(plan).contains(&network).then(|| names::outgoing(*other)));
+            for (consumer, producer) in vpc.links().map(|link| ends_of(*other, link)) {
+                wanted.extend((consumer == network).then(|| names::outgoing(producer)));
+                wanted.extend((producer == network).then(|| names::incoming(consumer)));
+            }
         }
         wanted
     }
@@ -178,12 +184,9 @@ impl View<'_> {
 }
 
 /// The number of each consumer's link, as the kernel lists it.
-fn zones(space: &Space) -> BTreeMap<NetworkId, u16> {
-    let zone = |(name, index): (&IfName, &u32)| {
-        let zone = u16::try_from(index.checked_sub(INCOMING_INDEX_BASE)?).ok()?;
-        Some((names::linked(names::INCOMING_PREFIX, name)?, zone))
-    };
-    space.links().by_name.iter().filter_map(zone).collect()
+fn zones(space: &Space) -> Zones {
+    let zone = |(name, index)| Some((names::linked(names::INCOMING_PREFIX, name)?, vpc::zone_of(index)?));
+    space.links().iter().filter_map(zone).collect()
 }
 
 fn realm_of(attach: &Attach) -> Realm {

@@ -1,19 +1,29 @@
 //! One namespace in our hands: its sockets, its links, and what we know it holds. Reads and applies; decides nothing.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 use model::planned::host::CellId;
 
-use super::state::{self, Found, Step, Wanted};
+use super::{
+    pieces::Part,
+    state::{self, Found, Step, Wanted},
+};
 use crate::{
     names::{IfName, PORT_PREFIX, to_relay},
     netlink::{
         nft::{self, Table, Writer},
         route::{self, End, Hop, Links, Neighbour, Route},
         socket::{Family, NetlinkError, Socket},
+        wire::Message,
     },
     netns::{Netns, NetnsError},
 };
+
+/// Numbers of our links but those from consumers, which are numbered below ([`super::vpc::INCOMING_INDEX_BASE`]).
+const LINK_NUMBERS: RangeInclusive<u32> = 0x0020_0000..=0x7fff_ffff;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -36,7 +46,8 @@ const LINK_LOOK: Duration = Duration::from_micros(500);
 pub struct Space {
     netns: Netns,
     route: Socket,
-    netfilter: Socket,
+    /// Opened when first needed: a workload's namespace has no rules of ours.
+    netfilter: Option<Socket>,
     links: Links,
     /// What it holds; read from the kernel when first needed, kept in step from then on.
     found: Option<Found>,
@@ -46,10 +57,9 @@ impl Space {
     pub fn enter(netns: Netns) -> Result<Space, KernelError> {
         let namespace = netns.name().to_owned();
         let wrap = |source| KernelError::Netlink { namespace: namespace.clone(), source };
-        let (route, netfilter) = netns.run(|| (Socket::open(Family::Route), Socket::open(Family::Netfilter)))?;
-        let mut route = route.map_err(wrap)?;
+        let mut route = netns.run(|| Socket::open(Family::Route))?.map_err(wrap)?;
         let links = route::list_links(&mut route).map_err(wrap)?;
-        Ok(Space { netns, route, netfilter: netfilter.map_err(wrap)?, links, found: None })
+        Ok(Space { netns, route, netfilter: None, links, found: None })
     }
 
     pub fn netns(&self) -> &Netns {
@@ -62,11 +72,15 @@ impl Space {
 
     /// Netlink messages sent into this namespace so far: the cost of changes, independent of the clock.
     pub fn messages_sent(&self) -> u64 {
-        self.route.sent() + self.netfilter.sent()
+        self.route.sent() + self.netfilter.as_ref().map_or(0, Socket::sent)
     }
 
-    pub fn netfilter(&mut self) -> &mut Socket {
-        &mut self.netfilter
+    pub fn netfilter(&mut self) -> Result<&mut Socket, KernelError> {
+        if self.netfilter.is_none() {
+            let opened = self.netns.run(|| Socket::open(Family::Netfilter))?;
+            self.netfilter = Some(opened.map_err(|e| self.wrap(e))?);
+        }
+        Ok(self.netfilter.as_mut().expect("opened above"))
     }
 
     fn wrap(&self, source: NetlinkError) -> KernelError {
@@ -87,12 +101,21 @@ impl Space {
         Ok(taken)
     }
 
+    /// Changes a part of what the namespace holds; answers how many steps that took. What else it holds is not asked, and
+    /// read anew when [`Space::converge`] is called again.
+    pub fn change(&mut self, part: &Part) -> Result<usize, KernelError> {
+        self.found = None;
+        let steps = state::diff(&part.wanted, &part.found);
+        self.apply(&steps)?;
+        Ok(steps.len())
+    }
+
     /// Reads the kernel: what of `wanted`'s kinds is there now. Routes and neighbours of cables to workloads and
     /// to the relay come and go with those.
     pub fn read(&mut self, wanted: &Wanted) -> Result<Found, KernelError> {
         let mut tables = Vec::new();
         for table in &wanted.tables {
-            let read = nft::read_table(&mut self.netfilter, writer(table));
+            let read = nft::read_table(self.netfilter()?, writer(table));
             tables.push(read.map_err(|e| self.wrap(e))?);
         }
         let routes = route::list_routes(&mut self.route, &self.links).map_err(|e| self.wrap(e))?;
@@ -117,7 +140,7 @@ impl Space {
 
     /// Forget what is known of routes and neighbours at this link: it went, and the kernel took them along.
     fn forget_link(&mut self, name: &IfName) {
-        self.links.by_name.remove(name);
+        self.links.remove(name);
         if let Some(found) = &mut self.found {
             found.neighbours.retain(|n| n.at != *name);
             found.routes.retain(|r| !matches!(&r.hop, Hop::Link(dev) | Hop::Via(_, dev) if dev == name));
@@ -126,14 +149,29 @@ impl Space {
 
     fn apply(&mut self, steps: &[Step<'_>]) -> Result<(), KernelError> {
         let tables: Vec<_> = steps.iter().enumerate().flat_map(|(i, step)| table_messages(step, i)).collect();
-        self.netfilter.transaction("change the packet rules", tables).map_err(|e| self.wrap(e))?;
+        if !tables.is_empty() {
+            self.netfilter()?.transaction("change the packet rules", tables).map_err(|e| self.wrap(e))?;
+        }
+        let mut deletes = Vec::new();
+        let mut requests = Vec::new();
         for step in steps {
-            self.apply_route(step)?;
+            if let Some(request) = self.route_request(step)? {
+                deletes.push(step.deletes());
+                requests.push(request);
+            }
+        }
+        let outcomes = self.route.attempts(requests).map_err(|e| self.wrap(e))?;
+        for (outcome, deletes) in outcomes.into_iter().zip(deletes) {
+            match outcome {
+                // Deleting what the kernel took away together with its link.
+                Err(e) if deletes && matches!(e.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) => {}
+                outcome => outcome.map_err(|e| self.wrap(e))?,
+            }
         }
         Ok(())
     }
 
-    fn apply_route(&mut self, step: &Step<'_>) -> Result<(), KernelError> {
+    fn route_request(&self, step: &Step<'_>) -> Result<Option<(String, Message)>, KernelError> {
         let links = &self.links;
         let (what, message) = match step {
             Step::SetRoute(r) => {
@@ -145,14 +183,9 @@ impl Space {
             Step::DeleteRoute(r) => (format!("unroute {}/{}", r.to, r.prefix_bits), route::delete_route(r, links)),
             Step::DeleteNeighbour(n) => (format!("drop neighbour {}", n.address), route::delete_neighbour(n, links)),
             Step::AddMarkRule(rule) => ("add a rule by mark".to_owned(), Some(route::add_mark_rule(*rule))),
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
-        let Some(message) = message else { return Ok(()) };
-        match self.route.request(&what, message) {
-            // Deleting what the kernel took away together with its link.
-            Err(e) if matches!(e.errno(), Some(libc::ESRCH | libc::ENOENT | libc::ENODEV)) && step.deletes() => Ok(()),
-            outcome => outcome.map_err(|e| self.wrap(e)),
-        }
+        Ok(message.map(|message| (what, message)))
     }
 
     fn must<T>(&self, name: Option<&IfName>, message: Option<T>) -> Result<T, KernelError> {
@@ -163,27 +196,51 @@ impl Space {
     }
 
     /// Lays a cable from here to `peer`, or within this namespace, and takes both ends up. The ends must not exist.
-    pub fn lay(&mut self, here: &End, there: &End, peer: Option<&mut Space>) -> Result<(), KernelError> {
+    ///
+    /// Both ends have numbers of our choice, so that nothing need be asked for. Source: drivers/net/veth.c obeys the far
+    /// end's when the near end's is given.
+    pub fn lay(&mut self, here: &End, there: &End, mut peer: Option<&mut Space>) -> Result<(), KernelError> {
         let what = format!("lay {} to {}", here.name, there.name);
-        let message = route::new_cable(here, there, peer.as_ref().map(|p| std::os::fd::AsFd::as_fd(&p.netns)));
+        let near = self.numbered(here)?;
+        self.links.insert(near.name.clone(), near.index.unwrap_or_default());
+        let far = peer.as_deref().unwrap_or(self).numbered(there);
+        // Not there yet: it stays out of the list until it is.
+        self.links.remove(&near.name);
+        let far = far?;
+        let message = route::new_cable(&near, &far, peer.as_ref().map(|p| std::os::fd::AsFd::as_fd(&p.netns)));
         self.route.request(&what, message).map_err(|e| self.wrap(e))?;
-        match peer {
-            Some(peer) => peer.raise(&there.name)?,
-            None => self.raise(&there.name)?,
+        match peer.as_mut() {
+            Some(peer) => peer.raise(&far)?,
+            None => self.raise(&far)?,
         }
-        self.raise(&here.name)
+        self.raise(&near)
     }
 
-    /// Takes a link up and remembers its number.
-    pub fn raise(&mut self, name: &IfName) -> Result<(), KernelError> {
-        let index = route::find_link(&mut self.route, name).map_err(|e| self.wrap(e))?;
-        let index = self.must(Some(name), index)?;
-        self.links.by_name.insert(name.clone(), index);
-        match self.route.request(&format!("keep {name} bare"), route::no_own_address(index)) {
-            Err(e) if e.errno() == Some(libc::EAFNOSUPPORT) => {}
-            outcome => outcome.map_err(|e| self.wrap(e))?,
+    fn numbered(&self, end: &End) -> Result<End, KernelError> {
+        let index = end.index.or_else(|| self.links.free(LINK_NUMBERS));
+        Ok(End { index: Some(self.must(Some(&end.name), index)?), ..end.clone() })
+    }
+
+    /// Takes an end up and remembers its number.
+    fn raise(&mut self, end: &End) -> Result<(), KernelError> {
+        let index = self.must(Some(&end.name), end.index)?;
+        self.links.insert(end.name.clone(), index);
+        self.take_up(&end.name)
+    }
+
+    /// Takes a link up that is there, and keeps it without an address of its own.
+    pub fn take_up(&mut self, name: &IfName) -> Result<(), KernelError> {
+        let index = self.must(Some(name), self.links.index(name))?;
+        let requests = vec![
+            (format!("keep {name} bare"), route::no_own_address(index)),
+            (format!("take {name} up"), route::up(index)),
+        ];
+        let mut outcomes = self.route.attempts(requests).map_err(|e| self.wrap(e))?.into_iter();
+        match outcomes.next() {
+            Some(Err(e)) if e.errno() != Some(libc::EAFNOSUPPORT) => return Err(self.wrap(e)),
+            _ => {}
         }
-        self.route.request(&format!("take {name} up"), route::up(index)).map_err(|e| self.wrap(e))
+        outcomes.collect::<Result<(), _>>().map_err(|e| self.wrap(e))
     }
 
     /// Waits until packets pass the link, for as long as that takes on any sane machine.
@@ -213,7 +270,7 @@ impl Space {
     }
 
     /// Sends routing requests in order: (what it does, message).
-    pub fn requests(&mut self, requests: Vec<(String, crate::netlink::wire::Message)>) -> Result<(), KernelError> {
+    pub fn requests(&mut self, requests: Vec<(String, Message)>) -> Result<(), KernelError> {
         self.route.requests(requests).map_err(|e| self.wrap(e))
     }
 }
@@ -222,7 +279,7 @@ fn writer(table: &Table) -> Writer<'static> {
     Writer { family: table.family, table: table.name }
 }
 
-fn table_messages(step: &Step<'_>, id: usize) -> Vec<crate::netlink::wire::Message> {
+fn table_messages(step: &Step<'_>, id: usize) -> Vec<Message> {
     let id = u32::try_from(id).expect("steps are bounded by a frame") + 1;
     match step {
         Step::NewTable(t) => vec![writer(t).new_table()],

@@ -136,6 +136,10 @@ pub fn points(key: Vec<Field>, value: Option<Field>, elements: impl IntoIterator
     Set { key, value, extent: Extent::Points, elements: elements.into_iter().collect() }
 }
 
+pub fn ranges(key: Vec<Field>, elements: impl IntoIterator<Item = Element>) -> Set {
+    Set { key, value: None, extent: Extent::Ranges, elements: elements.into_iter().collect() }
+}
+
 /// A key of several fields side by side; each argument is one field.
 pub fn key(fields: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -171,18 +175,13 @@ pub fn address_set<'a>(blocks: impl IntoIterator<Item = &'a Cidr>) -> Set {
         last: Some(last.to_be_bytes().to_vec()),
         value: None,
     });
-    Set { key: vec![Field::Ipv4], value: None, extent: Extent::Ranges, elements: elements.collect() }
+    ranges(vec![Field::Ipv4], elements)
 }
 
-/// Addresses with port ranges.
-pub fn service_set(services: impl IntoIterator<Item = (Ipv4Addr, PortRange)>) -> Set {
-    let elements = services.into_iter().map(|(address, ports)| Element {
-        key: key(&[&address.octets(), &ports.first.to_be_bytes()]),
-        last: Some(key(&[&address.octets(), &ports.last.to_be_bytes()])),
-        value: None,
-    });
-    let elements = elements.collect();
-    Set { key: vec![Field::Ipv4, Field::Port], value: None, extent: Extent::Ranges, elements }
+/// An address with a range of ports.
+pub fn service(address: Ipv4Addr, ports: PortRange) -> Element {
+    let at = |port: u16| key(&[&address.octets(), &port.to_be_bytes()]);
+    Element { key: at(ports.first), last: Some(at(ports.last)), value: None }
 }
 
 #[cfg(test)]

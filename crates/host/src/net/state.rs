@@ -148,14 +148,19 @@ fn table_after(table: &Table, before: Option<TableFound>) -> TableFound {
 
 #[cfg(test)]
 mod tests {
-    use model::{id::WorkloadId, planned::host::VpcPlan};
+    use model::{
+        id::WorkloadId,
+        planned::host::{Port, VpcPlan, VpcSettings},
+    };
 
     use super::*;
     use crate::net::vpc;
 
     fn wanted(ports: &[&str]) -> Wanted {
-        let ports = ports.iter().map(|id| (WorkloadId((*id).to_owned()), "10.0.0.2".parse().unwrap())).collect();
-        vpc::router(&VpcPlan { ports, psc_idle_s: 1_200, ..VpcPlan::default() }, &BTreeMap::new())
+        let port = || Port::at("10.0.0.2".parse().unwrap());
+        let ports = ports.iter().map(|id| (WorkloadId((*id).to_owned()), port())).collect();
+        let settings = VpcSettings { psc_idle_s: 1_200, ..VpcSettings::default() };
+        vpc::router(&VpcPlan { settings, ports, ..VpcPlan::default() }, &BTreeMap::new())
     }
 
     #[test]

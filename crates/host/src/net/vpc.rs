@@ -11,17 +11,20 @@
 //! Two consumers may use one address and one port at once: each link has a tracking zone of its own for the first
 //! direction, and replies share zone 0, where the NAT address tells them apart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use model::{
     cidr::Cidr,
     id::NetworkId,
     limits,
-    planned::host::{FirewallRule, Match, PlannedProtocol, VpcPlan},
+    planned::host::{FirewallRule, Match, PlannedProtocol, VpcPlan, VpcSettings},
     vpc::{Action, Direction, PortRange},
 };
 
-use super::{rules::*, state::Wanted};
+use super::{pieces, rules::*, state::Wanted};
 use crate::{
     names::{self, INCOMING_PREFIX, OUTGOING_PREFIX, PORT_PREFIX},
     net::cable,
@@ -46,14 +49,45 @@ const PSC_PORT_FIRST: u16 = 1_024;
 /// the kernel's list of links is the whole memory of which is which.
 pub const INCOMING_INDEX_BASE: u32 = 0x0010_0000;
 
-/// What the router of `network` should hold. `zones`: the number of each consumer's link.
-pub fn router(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> Wanted {
+/// As many consumers as there are zones; zone 0 is everybody's.
+pub const INCOMING_NUMBERS: RangeInclusive<u32> = INCOMING_INDEX_BASE + 1..=INCOMING_INDEX_BASE + u16::MAX as u32;
+
+/// The tracking zone that goes with the number of a link from a consumer.
+pub fn zone_of(index: u32) -> Option<u16> {
+    u16::try_from(index.checked_sub(INCOMING_INDEX_BASE)?).ok()
+}
+
+/// The number of each consumer's link.
+pub type Zones = BTreeMap<NetworkId, u16>;
+
+/// Where the table of the VPC's rules stands among the router's tables.
+pub const TABLE: usize = 0;
+
+/// What the router of a VPC should hold.
+pub fn router(plan: &VpcPlan, zones: &Zones) -> Wanted {
+    let mut wanted = frame(&plan.settings);
+    pieces::all(plan, zones).for_each(|piece| wanted.put(piece));
+    wanted
+}
+
+/// What a router holds before it has members.
+pub fn frame(settings: &VpcSettings) -> Wanted {
+    let via_mux = Hop::Via(HOP.into(), names::mux()[0].clone());
     Wanted {
-        routes: routes(plan),
-        neighbours: neighbours(plan),
+        // What is not in this VPC is nowhere: say so at once instead of letting connections time out.
+        routes: [Route::default_v4(Hop::Unreachable), Route { table: PSC_TABLE, ..Route::default_v4(via_mux) }].into(),
+        // Whatever leaves by the mux is forwarded into some link: this is the address that every link's far end carries.
+        neighbours: [Neighbour { at: names::mux()[0].clone(), address: HOP.into(), mac: cable::ROUTER_MAC }].into(),
         mark_rules: [MarkRule { mark: PSC_MARK, mask: PSC_MARK, table: PSC_TABLE, priority: PSC_RULE_PRIORITY }].into(),
-        tables: vec![table(plan, zones), mux_table()],
+        tables: vec![table(settings), mux_table()],
     }
+}
+
+/// No more than the name of the table into which members put their elements.
+pub fn shell() -> Wanted {
+    let (timeouts, sets, chains) = Default::default();
+    let table = Table { family: TableFamily::Ip, name: "vpc", timeouts, sets, chains };
+    Wanted { tables: vec![table], ..Wanted::default() }
 }
 
 /// What the proxy's namespace should hold: the VIPs as its own addresses, and one way out.
@@ -83,90 +117,37 @@ fn relay_range() -> Cidr {
     Cidr::containing(RELAY_BASE, RELAY_PREFIX_BITS)
 }
 
-/// The producers to which this VPC needs a link.
-pub fn producers(plan: &VpcPlan) -> BTreeSet<NetworkId> {
-    plan.endpoints.values().filter_map(|e| e.producer).collect()
-}
-
-/// The consumers from which this VPC needs a link.
-pub fn consumers(plan: &VpcPlan) -> BTreeSet<NetworkId> {
-    plan.published.values().map(|p| p.consumer).collect()
-}
-
-fn routes(plan: &VpcPlan) -> BTreeSet<Route> {
-    let via = |dev| Hop::Via(HOP.into(), dev);
-    let mut routes = BTreeSet::from([
-        // What is not in this VPC is nowhere: say so at once instead of letting connections time out.
-        Route::default_v4(Hop::Unreachable),
-        Route { table: PSC_TABLE, ..Route::default_v4(via(names::mux()[0].clone())) },
-    ]);
-    routes.extend(plan.vips.values().map(|vip| Route::host(vip.address, via(names::to_edge()))));
-    routes.extend(plan.endpoints.values().map(|endpoint| {
-        // An endpoint that does not forward is silent, unlike an address that is nobody's.
-        let hop = endpoint.producer.map_or(Hop::Blackhole, |producer| via(names::outgoing(producer)));
-        Route::host(endpoint.address, hop)
-    }));
-    routes
-}
-
-fn neighbours(plan: &VpcPlan) -> BTreeSet<Neighbour> {
-    let hop = |at, mac| Neighbour { at, address: HOP.into(), mac };
-    // Whatever leaves by the mux is forwarded into some link: this is the address that every link's far end carries.
-    let mut neighbours = BTreeSet::from([hop(names::mux()[0].clone(), cable::ROUTER_MAC)]);
-    neighbours.extend((!plan.vips.is_empty()).then(|| hop(names::to_edge(), cable::EDGE_MAC)));
-    neighbours.extend(producers(plan).into_iter().map(|p| hop(names::outgoing(p), cable::INCOMING_MAC)));
-    neighbours
-}
-
-fn table(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> Table {
+fn table(settings: &VpcSettings) -> Table {
     let timeouts = Timeouts {
-        established_s: plan.psc_idle_s,
+        established_s: settings.psc_idle_s,
         transitory_s: u32::try_from(limits::PSC_TRANSITORY.as_secs()).expect("30 seconds"),
     };
-    let mut sets = sets(plan, zones);
+    let mut sets: BTreeMap<String, Set> = MEMBER_SETS.iter().map(|name| ((*name).to_owned(), shape(name))).collect();
+    sets.insert("relay".to_owned(), address_set([&relay_range()]));
     let mut chains = chains(timeouts);
-    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|d| firewall(plan, d, &mut sets));
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|d| firewall(&settings.firewall, d, &mut sets));
     chains.insert("ingress".to_owned(), jumped(ingress));
     chains.insert("egress".to_owned(), jumped(egress));
     Table { family: TableFamily::Ip, name: "vpc", timeouts: [timeouts].into(), sets, chains }
 }
 
-fn sets(plan: &VpcPlan, zones: &BTreeMap<NetworkId, u16>) -> BTreeMap<String, Set> {
-    let ports = plan.ports.iter().map(|(id, a)| point(key(&[&names::port(id).padded(), &a.octets()])));
-    let cut = plan.cut.iter().map(|a| point(a.octets().to_vec()));
-    // Links that a cell still to come will need are numbered already; only those of this plan have elements.
-    let wanted = consumers(plan);
-    let zone_of = zones.iter().filter(|(consumer, _)| wanted.contains(consumer));
-    let zone_of = zone_of.map(|(c, zone)| pair(names::incoming(*c).padded().to_vec(), zone.to_ne_bytes().to_vec()));
-    let published = || plan.published.values().map(|p| (p, names::incoming(p.consumer).padded()));
-    let dialled = |p: &model::planned::host::PublishedEndpoint, link: [u8; 16]| key(&[&link, &p.address.octets()]);
-    let vip_of = published().map(|(p, link)| pair(dialled(p, link), p.vip.octets().to_vec()));
-    let nat_of = published().map(|(p, link)| pair(dialled(p, link), p.nat.octets().to_vec()));
-    let dial = published().map(|(p, link)| point(dialled(p, link)));
-    let nat_at = published().map(|(p, link)| point(key(&[&link, &p.nat.octets()])));
-    let link_of = plan.published.values().filter_map(|p| {
-        let mark = PSC_MARK | (INCOMING_INDEX_BASE + u32::from(*zones.get(&p.consumer)?));
-        Some(pair(p.nat.octets().to_vec(), mark.to_ne_bytes().to_vec()))
-    });
-    let own = plan.vips.values().map(|vip| (vip.address, vip.ports));
-    let open = plan.published.values().map(|p| (p.vip, p.ports));
-    let name = Field::InterfaceName;
-    BTreeMap::from(
-        [
-            ("ports", points(vec![name, Field::Ipv4], None, ports)),
-            ("cut", points(vec![Field::Ipv4], None, cut)),
-            ("zone_of", points(vec![name], Some(Field::Zone), zone_of)),
-            ("dialled", points(vec![name, Field::Ipv4], None, dial)),
-            ("vip_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), vip_of)),
-            ("nat_of", points(vec![name, Field::Ipv4], Some(Field::Ipv4), nat_of)),
-            ("nat_at", points(vec![name, Field::Ipv4], None, nat_at)),
-            ("link_of", points(vec![Field::Ipv4], Some(Field::Mark), link_of)),
-            ("relay", address_set([&relay_range()])),
-            ("vips", service_set(own)),
-            ("psc_vips", service_set(open)),
-        ]
-        .map(|(name, set)| (name.to_owned(), set)),
-    )
+/// The sets into which members put their elements; beside them those of [`tag_sets`].
+const MEMBER_SETS: [&str; 10] =
+    ["ports", "cut", "zone_of", "dialled", "vip_of", "nat_of", "nat_at", "link_of", "vips", "psc_vips"];
+
+/// The set of this name, empty.
+pub fn shape(name: &str) -> Set {
+    use Field::{InterfaceName, Ipv4, Mark, Port, Zone};
+    let (key, value) = match name {
+        "ports" | "dialled" | "nat_at" => (vec![InterfaceName, Ipv4], None),
+        "vip_of" | "nat_of" => (vec![InterfaceName, Ipv4], Some(Ipv4)),
+        "zone_of" => (vec![InterfaceName], Some(Zone)),
+        "link_of" => (vec![Ipv4], Some(Mark)),
+        "vips" | "psc_vips" => return ranges(vec![Ipv4, Port], []),
+        // Addresses that were cut off, and those of the VMs with a tag.
+        _ => (vec![Ipv4], None),
+    };
+    points(key, value, [])
 }
 
 /// Everything but the firewall: the same for every VPC.
@@ -336,17 +317,18 @@ fn output() -> Vec<Rule> {
 
 /// Rules of one direction, in order, with their address sets. An allowed ingress is accepted, an allowed egress returns
 /// (ingress is still to be asked); at the end stand the implied rules.
-fn firewall(plan: &VpcPlan, direction: Direction, sets: &mut BTreeMap<String, Set>) -> Vec<Rule> {
+fn firewall(all: &[FirewallRule], direction: Direction, sets: &mut BTreeMap<String, Set>) -> Vec<Rule> {
     let mut rules = Vec::new();
-    for firewall in plan.firewall.iter().filter(|rule| rule.direction == direction) {
-        let addresses = address_steps(firewall, sets);
+    for firewall in all.iter().filter(|rule| rule.direction == direction) {
         let verdict = match (firewall.action, direction) {
             (Action::Deny, _) => Verdict::Drop,
             (Action::Allow, Direction::Ingress) => Verdict::Accept,
             (Action::Allow, Direction::Egress) => Verdict::Return,
         };
-        for traffic in traffic_steps(&firewall.protocols) {
-            rules.push(rule(firewall.name.clone(), addresses.iter().cloned().chain(traffic), verdict.clone()));
+        for addresses in address_steps(firewall, sets) {
+            for traffic in traffic_steps(&firewall.protocols) {
+                rules.push(rule(firewall.name.clone(), addresses.iter().cloned().chain(traffic), verdict.clone()));
+            }
         }
     }
     rules.push(match direction {
@@ -356,29 +338,57 @@ fn firewall(plan: &VpcPlan, direction: Direction, sets: &mut BTreeMap<String, Se
     rules
 }
 
-fn address_steps(firewall: &FirewallRule, sets: &mut BTreeMap<String, Set>) -> Vec<Step> {
+fn conditions(firewall: &FirewallRule) -> [(&'static str, Load, &Match); 3] {
     let (target, peer) = match firewall.direction {
         Direction::Ingress => (Load::DestinationIp, Load::SourceIp),
         Direction::Egress => (Load::SourceIp, Load::DestinationIp),
     };
-    let parts = [
+    [
         ("targets", target, &firewall.targets),
         ("peers", peer, &firewall.peers),
         ("destinations", Load::DestinationIp, &firewall.destinations),
-    ];
-    let mut steps = Vec::new();
-    for (part, load, condition) in parts {
-        match condition {
-            Match::Any => {}
-            Match::In(blocks) if blocks.contains(&Cidr::ALL) => {}
-            Match::In(blocks) => {
-                let name = format!("{}.{part}", firewall.name);
-                steps.push(member(&[load], &name));
-                sets.insert(name, address_set(blocks));
+    ]
+}
+
+fn tag_set(firewall: &FirewallRule, part: &str) -> String {
+    format!("{}.{part}.tags", firewall.name)
+}
+
+/// The sets that hold who carries a tag that the rule names: (tag, set).
+pub fn tag_sets(firewall: &FirewallRule) -> Vec<(String, String)> {
+    let of = |(part, _, condition): (&str, Load, &Match)| match condition {
+        Match::Tagged(_, blocks) if blocks.contains(&Cidr::ALL) => Vec::new(),
+        Match::Tagged(tags, _) => tags.iter().map(|tag| (tag.clone(), tag_set(firewall, part))).collect(),
+        Match::Any | Match::In(_) => Vec::new(),
+    };
+    conditions(firewall).into_iter().flat_map(of).collect()
+}
+
+/// One rule's steps for every way in which all its conditions on addresses can hold.
+fn address_steps(firewall: &FirewallRule, sets: &mut BTreeMap<String, Set>) -> Vec<Vec<Step>> {
+    let mut ways = vec![Vec::new()];
+    for (part, load, condition) in conditions(firewall) {
+        let mut one_of = |name: String, set: Set| {
+            let step = member(&[load], &name);
+            sets.insert(name, set);
+            step
+        };
+        let ranges = format!("{}.{part}", firewall.name);
+        let steps = match condition {
+            Match::Any => continue,
+            Match::In(blocks) | Match::Tagged(_, blocks) if blocks.contains(&Cidr::ALL) => continue,
+            Match::In(blocks) => vec![one_of(ranges, address_set(blocks))],
+            Match::Tagged(_, blocks) => {
+                let tags = tag_set(firewall, part);
+                let tagged = one_of(tags.clone(), shape(&tags));
+                let ranges = (!blocks.is_empty()).then(|| one_of(ranges, address_set(blocks)));
+                std::iter::once(tagged).chain(ranges).collect()
             }
-        }
+        };
+        let with = |way: &Vec<Step>| steps.iter().map(|s| [way.as_slice(), &[s.clone()]].concat()).collect::<Vec<_>>();
+        ways = ways.iter().flat_map(with).collect();
     }
-    steps
+    ways
 }
 
 /// One rule for each protocol and port range; a single empty one where everything matches.

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
@@ -156,7 +157,8 @@ pub struct MarkRule {
 /// Names and numbers of the links of one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {
-    pub by_name: BTreeMap<IfName, u32>,
+    by_name: BTreeMap<IfName, u32>,
+    by_number: BTreeMap<u32, IfName>,
 }
 
 impl Links {
@@ -164,8 +166,38 @@ impl Links {
         self.by_name.get(name).copied()
     }
 
-    fn name(&self, index: u32) -> Option<IfName> {
-        self.by_name.iter().find(|(_, i)| **i == index).map(|(name, _)| name.clone())
+    pub fn name(&self, index: u32) -> Option<IfName> {
+        self.by_number.get(&index).cloned()
+    }
+
+    /// In the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&IfName, u32)> {
+        self.by_name.iter().map(|(name, index)| (name, *index))
+    }
+
+    /// Those whose name starts so.
+    pub fn starting<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a IfName> {
+        let first = IfName::of_kernel(prefix.to_owned());
+        self.by_name.range(first..).map(|(name, _)| name).take_while(move |name| name.as_str().starts_with(prefix))
+    }
+
+    pub fn insert(&mut self, name: IfName, index: u32) {
+        self.remove(&name);
+        self.by_number.insert(index, name.clone());
+        self.by_name.insert(name, index);
+    }
+
+    pub fn remove(&mut self, name: &IfName) {
+        if let Some(index) = self.by_name.remove(name) {
+            self.by_number.remove(&index);
+        }
+    }
+
+    /// A number in this range that no link has: above all others while there is room, so that finding it takes no longer
+    /// the more there are.
+    pub fn free(&self, range: RangeInclusive<u32>) -> Option<u32> {
+        let above = self.by_number.range(range.clone()).next_back().map_or(*range.start(), |(last, _)| last + 1);
+        if range.contains(&above) { Some(above) } else { range.into_iter().find(|i| !self.by_number.contains_key(i)) }
     }
 }
 
@@ -230,7 +262,9 @@ pub fn list_links(socket: &mut Socket) -> Result<Links, NetlinkError> {
         let name = Attributes::after(payload, IFINFO_BYTES).text(IFLA_IFNAME)?;
         Some((IfName::of_kernel(name), wire::u32_at(payload, 4)?))
     })?;
-    Ok(Links { by_name: found.into_iter().collect() })
+    let mut links = Links::default();
+    found.into_iter().for_each(|(name, index)| links.insert(name, index));
+    Ok(links)
 }
 
 /// An address of this machine on the interface, with its full length as prefix and no duplicate detection.

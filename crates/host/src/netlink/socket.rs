@@ -105,9 +105,17 @@ impl Socket {
         self.requests(vec![(what.to_owned(), message)])
     }
 
-    /// Sends independent requests in one system call and waits for all acknowledgements; the first refusal is returned.
+    /// Sends requests in one system call, in order, and waits for all acknowledgements; the first refusal is returned.
     pub fn requests(&mut self, requests: Vec<(String, Message)>) -> Result<(), NetlinkError> {
-        let mut first_refusal = None;
+        self.attempts(requests)?.into_iter().collect()
+    }
+
+    /// [`Socket::requests`], each with its own outcome. A refusal does not keep the later ones from being tried.
+    pub fn attempts(
+        &mut self,
+        requests: Vec<(String, Message)>,
+    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        let mut outcomes = Vec::new();
         for chunk in requests.chunks(64) {
             let start = self.sequence.wrapping_add(1);
             let mut bytes = Vec::new();
@@ -115,16 +123,12 @@ impl Socket {
                 bytes.extend(self.next(message.clone().with_flags(NLM_F_ACK)));
             }
             self.send("send requests", &bytes)?;
-            for _ in chunk {
-                let answer = self.acknowledgement()?;
-                let index = usize::try_from(answer.sequence.wrapping_sub(start)).unwrap_or(usize::MAX);
-                let what = chunk.get(index).map_or("(unknown)", |(what, _)| what.as_str());
-                if let Err(refusal) = answer.verdict(what) {
-                    first_refusal.get_or_insert(refusal);
-                }
+            for (i, (what, _)) in (0..).zip(chunk) {
+                let answer = self.acknowledgement(start.wrapping_add(i))?;
+                outcomes.push(answer.verdict(what));
             }
         }
-        first_refusal.map_or(Ok(()), Err)
+        Ok(outcomes)
     }
 
     /// Commits nf_tables messages as one transaction: all of them hold from one packet to the next, or none.
@@ -146,7 +150,7 @@ impl Socket {
         self.send(what, &bytes)?;
         let mut refusal = None;
         loop {
-            let answer = self.acknowledgement()?;
+            let answer = self.answer()?;
             let sequence = answer.sequence;
             if let Err(error) = answer.verdict(what) {
                 refusal.get_or_insert(error);
@@ -251,7 +255,17 @@ impl Socket {
         Ok(())
     }
 
-    fn acknowledgement(&self) -> Result<Answer, NetlinkError> {
+    /// The kernel answers in the order of the requests; what is older belongs to a request that was given up.
+    fn acknowledgement(&self, sequence: u32) -> Result<Answer, NetlinkError> {
+        loop {
+            let answer = self.answer()?;
+            if answer.sequence == sequence {
+                return Ok(answer);
+            }
+        }
+    }
+
+    fn answer(&self) -> Result<Answer, NetlinkError> {
         loop {
             let datagram = self.receive("read an acknowledgement")?;
             if let Some(message) = wire::messages(&datagram).find(|m| m.kind == wire::NLMSG_ERROR) {

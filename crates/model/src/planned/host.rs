@@ -9,11 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use super::vpc::*;
 use crate::{
-    cidr::Cidr,
-    id::{EndpointId, Generation, ListenerId, NetworkId, WorkloadId},
+    id::{Generation, NetworkId, WorkloadId},
     record::{FlowGap, FlowRecord, Printed},
-    vpc::{Action, Direction, PortRange},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,85 +37,6 @@ pub enum CellPlan {
     Vpc(VpcPlan),
     Fabric(FabricPlan),
     Workload(SandboxPlan),
-}
-
-/// One VPC's router and, when it has a load balancer, the namespace in which the proxy's sockets live.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct VpcPlan {
-    pub mtu: u16,
-    /// Which address each VM's cable may speak from. The cable itself comes with the workload's cell.
-    pub ports: BTreeMap<WorkloadId, Ipv4Addr>,
-    /// In the order in which they are tried: priority, then deny before allow, then name. Implied rules excluded.
-    pub firewall: Vec<FirewallRule>,
-    /// Load balancer addresses of this VPC. Nothing else is routed into the proxy namespace.
-    pub vips: BTreeMap<ListenerId, Vip>,
-    /// Consumer side: endpoint addresses in this VPC.
-    pub endpoints: BTreeMap<EndpointId, ConsumerEndpoint>,
-    /// Producer side: endpoints of other VPCs that may pass into this one, all of them ACCEPTED.
-    pub published: BTreeMap<EndpointId, PublishedEndpoint>,
-    /// NAT addresses whose packets are dropped in both directions, tracked or not: their endpoint was cut off or is gone.
-    pub cut: BTreeSet<Ipv4Addr>,
-    /// Count flows and report them.
-    pub flow_logs: bool,
-    /// Seconds between two records of a living flow; the shortest interval any subnet asks for.
-    pub flow_interval_s: u32,
-    /// Idle limit of established PSC connections into this VPC, in seconds; [`crate::limits::PSC_IDLE`] outside tests.
-    pub psc_idle_s: u32,
-}
-
-/// A firewall rule with its tags resolved to addresses.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FirewallRule {
-    /// Unique in the VPC; for people who read the kernel's tables.
-    pub name: String,
-    pub direction: Direction,
-    pub action: Action,
-    pub targets: Match,
-    /// Sources of an ingress rule, destinations of an egress rule.
-    pub peers: Match,
-    /// Destinations of an ingress rule; `Any` otherwise.
-    pub destinations: Match,
-    /// Empty means every protocol.
-    pub protocols: Vec<PlannedProtocol>,
-}
-
-/// An address condition. `In` of nothing matches nothing (a tag that no VM carries).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Match {
-    Any,
-    In(BTreeSet<Cidr>),
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PlannedProtocol {
-    /// IANA number.
-    pub protocol: u8,
-    /// Destination ports; empty means all.
-    pub ports: Vec<PortRange>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vip {
-    pub address: Ipv4Addr,
-    pub ports: PortRange,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConsumerEndpoint {
-    pub address: Ipv4Addr,
-    /// The producer's VPC when the connection forwards. None: packets to the address vanish, without RST or ICMP.
-    pub producer: Option<NetworkId>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublishedEndpoint {
-    pub consumer: NetworkId,
-    /// The address consumers dial; translated to `vip`.
-    pub address: Ipv4Addr,
-    /// The source that everything behind the endpoint gets in this VPC.
-    pub nat: Ipv4Addr,
-    pub vip: Ipv4Addr,
-    pub ports: PortRange,
 }
 
 /// The namespace between proxy and container instances. Its sources are IPv6: 96 bits say which VPC, 32 which client.
@@ -196,6 +116,14 @@ pub enum ToHost {
         generation: Generation,
         plan: Box<CellPlan>,
     },
+    /// Turns the VPC that the host holds at generation `from` into that of `generation`. A host that does not hold it
+    /// answers [`FromHost::Lacking`].
+    Change {
+        network: NetworkId,
+        from: Generation,
+        generation: Generation,
+        change: Box<VpcChange>,
+    },
     /// For a workload: SIGTERM, ten seconds, SIGKILL.
     Remove {
         cell: CellId,
@@ -222,6 +150,10 @@ pub enum FromHost {
         cell: CellId,
         generation: Generation,
         fault: Option<String>,
+    },
+    /// A change came for a cell that the host does not hold as it was before the change: it needs the whole cell.
+    Lacking {
+        cell: CellId,
     },
     Sandbox {
         workload: WorkloadId,
