@@ -257,9 +257,10 @@ impl Driver {
     /// Plans, compares, sends, and notes which operations wait for what was sent.
     fn look(&mut self) {
         let control = self.control.clone();
+        // The world first: an operation must not begin to wait before what it changed is in the plans.
+        let world = control.read();
         let changes = control.take_touched();
         self.serving.log_ends(&changes);
-        let world = control.read();
         let sent_cells = self.send_cells(&world);
         let sent_edge = self.send_edge(&world);
         let sent_guests = self.send_guests(&world);

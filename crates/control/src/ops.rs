@@ -257,8 +257,9 @@ impl Control {
                 change.apply(&mut world);
             }
             world.revision = revision;
+            // Before anybody sees the new world: who holds it and takes the list has every change that is in it.
+            self.touched.lock().expect("the list of changes is only pushed and taken").extend(changes);
         }
-        self.touched.lock().expect("the list of changes is only pushed and taken").extend(changes);
         self.changed.notify_one();
     }
 

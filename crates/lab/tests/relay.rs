@@ -48,7 +48,9 @@ fn allow_iap_ssh() -> FirewallRule {
 }
 
 fn open() -> VpcPlan {
-    VpcPlan { firewall: vec![allow_iap_ssh()], ..closed() }
+    let mut plan = closed();
+    plan.settings.firewall = vec![allow_iap_ssh()];
+    plan
 }
 
 fn scene(plan: &VpcPlan) -> (Lab, Vm) {
@@ -156,7 +158,8 @@ fn a_vm_can_neither_speak_as_the_proxy_nor_to_it() {
 #[test]
 fn vms_with_one_address_in_two_networks_are_reached_each_through_its_own() {
     let (mut lab, here) = scene(&open());
-    let other = VpcPlan { firewall: vec![allow_iap_ssh()], ..plan::vpc(&[("web-2", "10.1.0.2")]) };
+    let mut other = plan::vpc(&[("web-2", "10.1.0.2")]);
+    other.settings.firewall = vec![allow_iap_ssh()];
     lab.hands().apply_vpc(NetworkId(OTHER), &other).unwrap();
     let there = lab.vm(OTHER, "web-2", "10.1.0.2");
     let servers = [here.serve(22), there.serve(22)];
@@ -189,7 +192,9 @@ fn tunnels_live_over_a_restart_of_the_host_and_over_changes_of_the_network() {
 
 #[test]
 fn a_tunnel_is_a_flow_of_its_network() {
-    let (mut lab, vm) = scene(&VpcPlan { flow_logs: true, ..open() });
+    let mut logged = open();
+    logged.settings.flow_logs = true;
+    let (mut lab, vm) = scene(&logged);
     let _server = vm.serve(22);
     let (out, said) = sync_channel(64);
     let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(NET))).unwrap().unwrap();
