@@ -85,16 +85,36 @@ pub fn jwt_bearer(mint: &Mint, world: &World, text: &str, now: Timestamp) -> Res
     }
 }
 
-/// A user's refresh token for an access token and an ID token.
-pub fn refresh(mint: &Mint, world: &World, token: &str, client_id: &str, now: Timestamp) -> Result<Granted, Fault> {
+/// A user's refresh token for an access token and an ID token. `asked` are scopes, of those that the token was given
+/// for; without any it is all of them.
+pub fn refresh(
+    mint: &Mint,
+    world: &World,
+    token: &str,
+    client_id: &str,
+    asked: &str,
+    now: Timestamp,
+) -> Result<Granted, Fault> {
     let claims = mint
         .verify_refresh(world, token, now)
         .ok_or_else(|| oauth("invalid_grant", "Token has been expired or revoked."))?;
     let email = claims.principal.email().to_owned();
-    let scopes = [CLOUD_PLATFORM, "https://www.googleapis.com/auth/userinfo.email", "openid"].map(str::to_owned);
+    // One that the operator made names no scopes and is good for any.
+    let any = claims.scopes.is_empty();
+    let usual =
+        || [CLOUD_PLATFORM, "https://www.googleapis.com/auth/userinfo.email", "openid"].map(str::to_owned).to_vec();
+    let asked: Vec<String> = asked.split_whitespace().map(str::to_owned).collect();
+    if !any && !asked.iter().all(|scope| claims.scopes.contains(scope)) {
+        return Err(oauth("invalid_scope", "Bad Request"));
+    }
+    let scopes = match (asked.is_empty(), any) {
+        (false, _) => asked,
+        (true, true) => usual(),
+        (true, false) => claims.scopes,
+    };
     let scope = scopes.join(" ");
     let access = mint
-        .access_token(claims.principal, scopes.to_vec(), now, TOKEN_LIFETIME)
+        .access_token(claims.principal, scopes, now, TOKEN_LIFETIME)
         .map_err(|_| oauth("invalid_scope", "Too many scopes."))?;
     let audience = if client_id.is_empty() { GCLOUD_CLIENT } else { client_id };
     let id = mint.id_token(&user_claims(&email, audience, now), now)?;
@@ -128,8 +148,8 @@ pub fn exchange(mint: &Mint, ask: CodeExchange<'_>, now: Timestamp) -> Result<Gr
     let principal = Principal::User { email: consent.email.to_ascii_lowercase() };
     let scope = consent.scopes.join(" ");
     let too_many = |_| oauth("invalid_scope", "Too many scopes.");
-    let access = mint.access_token(principal, consent.scopes, now, TOKEN_LIFETIME).map_err(too_many)?;
-    let refresh = mint.refresh_token(&consent.email, now).map_err(too_many)?;
+    let access = mint.access_token(principal, consent.scopes.clone(), now, TOKEN_LIFETIME).map_err(too_many)?;
+    let refresh = mint.refresh_token(&consent.email, consent.scopes, now).map_err(too_many)?;
     let id = mint.id_token(&user_claims(&consent.email.to_ascii_lowercase(), ask.client_id, now), now)?;
     Ok(Granted::User { access, id, scope, expires_in_s: EXPIRES_IN_S, refresh: Some(refresh) })
 }

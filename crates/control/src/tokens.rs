@@ -253,11 +253,12 @@ impl Mint {
         self.access_token(principal, vec![CLOUD_PLATFORM.to_owned()], now, OPERATOR_TOKEN_LIFETIME)
     }
 
-    /// What `gcloud auth activate-refresh-token EMAIL` takes. Only the operator may ask for one.
-    pub fn refresh_token(&self, email: &str, now: Timestamp) -> Result<String, AccessError> {
+    /// What `gcloud auth activate-refresh-token EMAIL` takes, good for these scopes; for any when there are none. Only the
+    /// operator may ask for one.
+    pub fn refresh_token(&self, email: &str, scopes: Vec<String>, now: Timestamp) -> Result<String, AccessError> {
         let claims = AccessClaims {
             principal: Principal::User { email: email.to_ascii_lowercase() },
-            scopes: Vec::new(),
+            scopes,
             issued: now,
             expires: now.plus(REFRESH_TOKEN_LIFETIME),
         };

@@ -91,7 +91,8 @@ impl OAuth {
             JWT_BEARER => credentials::jwt_bearer(&self.mint, &world, need("assertion")?, call.now),
             "refresh_token" => {
                 let client = form.get("client_id").unwrap_or("");
-                credentials::refresh(&self.mint, &world, need("refresh_token")?, client, call.now)
+                let asked = form.get("scope").unwrap_or("");
+                credentials::refresh(&self.mint, &world, need("refresh_token")?, client, asked, call.now)
             }
             "authorization_code" => {
                 let ask = CodeExchange {

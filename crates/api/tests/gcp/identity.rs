@@ -194,7 +194,7 @@ async fn a_narrow_scope_reads_logs_and_nothing_else() {
 #[tokio::test]
 async fn a_refresh_token_serves_until_it_is_revoked() {
     let scene = Scene::with_project().await;
-    let refresh = scene.mint.refresh_token("Dev@Example.com", scene.control.now()).unwrap();
+    let refresh = scene.mint.refresh_token("Dev@Example.com", vec![], scene.control.now()).unwrap();
     assert!(refresh.starts_with("1//"));
     let pairs =
         [("grant_type", "refresh_token"), ("client_id", "c"), ("client_secret", "s"), ("refresh_token", &refresh)];
@@ -408,7 +408,10 @@ async fn a_code_from_the_operator_is_good_once_for_the_client_that_asked() {
     assert_eq!(scene.get(&who).await.ok()["email"], "ada@example.com");
     let refresh = tokens["refresh_token"].as_str().unwrap();
     let form = [("grant_type", "refresh_token"), ("refresh_token", refresh), ("client_id", "client-1")];
-    scene.form("https://oauth2.googleapis.com/token", &form).await.ok();
+    let again = scene.form("https://oauth2.googleapis.com/token", &form).await.ok();
+    assert_eq!(again["scope"], scope, "gcloud misses a scope that it was given and does not get again");
+    let more = [form[0], form[1], form[2], ("scope", "https://www.googleapis.com/auth/compute")];
+    assert_eq!(scene.form("https://oauth2.googleapis.com/token", &more).await.refused(400), "Bad Request");
     assert_eq!(exchange(&good, "client-1", verifier).await.refused(400), "Malformed auth code.", "it is good once");
     assert_eq!(exchange(&code(600), "client-1", "guessed").await.refused(400), "Invalid code verifier.");
     assert_eq!(exchange(&code(600), "client-2", verifier).await.refused(401), "The OAuth client was not found.");
