@@ -182,7 +182,7 @@ async fn obey(host: &mut UnixStream, scene: &Scene, operation: &str) {
             let (cell, generation) = match hear(host).await {
                 ToHost::Apply { cell, generation, .. } | ToHost::Remove { cell, generation } => (cell, generation),
                 ToHost::Change { network, generation, .. } => (CellId::Vpc(network), generation),
-                ToHost::Complete => continue,
+                ToHost::Complete | ToHost::Logged { .. } => continue,
             };
             ipc::write_async(host, &FromHost::Observed { cell, generation, fault: None }).await.unwrap();
         }
