@@ -160,7 +160,9 @@ impl Logging {
         let batch =
             Batch::parse(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))?;
         let now = self.control.now();
-        let entries = batch.entries(now.into(), || logs::entry::insert_id(now, control::random::number()));
+        // Insert ids sort entries of one instant: those of a batch keep its order.
+        let mut ids = (control::random::number() & 0xffff_0000..).map(|chance| logs::entry::insert_id(now, chance));
+        let entries = batch.entries(now.into(), || ids.next().unwrap_or_default());
         if entries.is_empty() || entries.len() > LOG_WRITE_ENTRIES_MAX {
             return Err(Fault::invalid(format!("Between 1 and {LOG_WRITE_ENTRIES_MAX} log entries must be given.")));
         }
