@@ -129,8 +129,8 @@ async fn what_is_written_is_read_back_under_the_projects_id() {
     assert_eq!((&entries[0]["jsonPayload"], &entries[1]["textPayload"]), (&json!({"n": 1}), &json!("two")));
     assert_eq!(entries[0]["resource"], json!({"type": "global", "labels": {"project_id": "producer-1"}}));
     let names = scene.get("https://logging.googleapis.com/v2/projects/producer-1/logs").await.ok();
-    let logs = ["projects/producer-1/logs/my-log", "projects/producer-1/logs/run.googleapis.com%2Frequests"];
-    assert_eq!(names, json!({"logNames": logs}));
+    let logs = ["cloudaudit.googleapis.com%2Factivity", "my-log", "run.googleapis.com%2Frequests"];
+    assert_eq!(names, json!({"logNames": logs.map(|id| format!("projects/producer-1/logs/{id}"))}));
 }
 
 #[tokio::test]
