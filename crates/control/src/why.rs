@@ -103,8 +103,8 @@ pub struct Backend {
     pub url: Option<String>,
     /// Condition Ready, where it is not true: reason and message.
     pub unready: Option<(String, String)>,
-    /// The port on which the container must listen.
-    pub port: Option<u16>,
+    /// Whether the account that was asked about may invoke it.
+    pub admits: bool,
 }
 
 /// What is known of the packet's way. `to`: an address, or the name of a VM in the same network.
@@ -235,8 +235,8 @@ fn held(
     }
 }
 
-/// What is known of a service that a request was routed to.
-pub fn backend(world: &World, key: &ServiceKey) -> Backend {
+/// What is known of a service that a request of this account, if any, was routed to.
+pub fn backend(world: &World, key: &ServiceKey, account: Option<&str>) -> Backend {
     let record = world.services.get(key);
     let planned = record.and_then(|record| run::plan::service(world, record));
     let newest = record.and_then(|r| run::revisions_of(world, &r.key).max_by_key(|revision| revision.number));
@@ -249,13 +249,11 @@ pub fn backend(world: &World, key: &ServiceKey) -> Backend {
         Some(host) => Some(format!("https://{host}")),
         None => service.audiences.first().cloned(),
     });
-    Backend {
-        service: key.clone(),
-        url,
-        port: newest.map(|revision| revision.template.container.port),
-        planned,
-        unready,
-    }
+    let account = account.and_then(|email| world.accounts.get(email));
+    let admits = planned.as_ref().zip(account).is_some_and(|(service, account)| {
+        service.invokers.admits(&account.unique_id, Some(&account.email.to_ascii_lowercase()))
+    });
+    Backend { service: key.clone(), url, admits, planned, unready }
 }
 
 /// An ID token as the account's own workloads get it.

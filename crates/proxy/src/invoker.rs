@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use identity::token::{TokenError, Verifier};
 use model::{
     limits::TOKEN_CACHE_MAX,
-    planned::edge::{EdgeService, Invokers, PublicKey},
+    planned::edge::{EdgeService, PublicKey},
     time::Timestamp,
 };
 
@@ -79,7 +79,7 @@ impl Gate {
         if !service.audiences.contains(&genuine.audience) {
             return Err(Refusal::InvalidToken);
         }
-        if !may_invoke(&service.invokers, &genuine) {
+        if !service.invokers.admits(&genuine.subject, genuine.email.as_deref()) {
             return Err(Refusal::Forbidden);
         }
         headers.insert(name, genuine.shown.clone());
@@ -143,20 +143,6 @@ fn credential(headers: &HeaderMap) -> Credential<'_> {
     }
 }
 
-fn may_invoke(invokers: &Invokers, who: &Genuine) -> bool {
-    if invokers.everyone || invokers.all_authenticated {
-        return true;
-    }
-    // Source: Cloud Run's front end, a token without an address is of its subject.
-    let account = invokers.accounts.get(&who.subject);
-    if account.is_some_and(|address| who.email.as_ref().is_none_or(|email| email == address)) {
-        return true;
-    }
-    let Some(email) = who.email.as_deref() else { return false };
-    let domain = email.rsplit_once('@').map(|(_, domain)| domain);
-    invokers.emails.contains(email) || domain.is_some_and(|d| invokers.domains.contains(d))
-}
-
 #[cfg(test)]
 mod tests {
     use identity::{
@@ -164,7 +150,7 @@ mod tests {
         keys::SigningKey,
         token::{IdClaims, sign_id_token},
     };
-    use model::run::Ingress;
+    use model::{planned::edge::Invokers, run::Ingress};
 
     use super::*;
 

@@ -89,6 +89,23 @@ pub struct Invokers {
     pub domains: BTreeSet<String>,
 }
 
+impl Invokers {
+    /// Whether a caller may invoke, by the subject of its token and its verified address, lower case.
+    pub fn admits(&self, subject: &str, email: Option<&str>) -> bool {
+        if self.everyone || self.all_authenticated {
+            return true;
+        }
+        // Source: Cloud Run's front end, a token without an address is of its subject.
+        let account = self.accounts.get(subject);
+        if account.is_some_and(|address| email.is_none_or(|email| email == address)) {
+            return true;
+        }
+        let Some(email) = email else { return false };
+        let domain = email.rsplit_once('@').map(|(_, domain)| domain);
+        self.emails.contains(email) || domain.is_some_and(|d| self.domains.contains(d))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeTraffic {
     pub revision: RevisionKey,

@@ -331,7 +331,7 @@ impl Stage {
 
     fn why_request(&self, service: &ServiceKey, account: Option<String>, audience: Option<String>) -> Answer {
         let world = self.control.read();
-        let backend = why::backend(&world, service);
+        let backend = why::backend(&world, service, account.as_deref());
         let audience = audience.or_else(|| backend.url.clone());
         let token = account.zip(audience.as_ref());
         let token = token.map(|(email, audience)| why::token(&self.mint, &world, &email, audience, self.control.now()));

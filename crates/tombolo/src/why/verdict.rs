@@ -5,7 +5,7 @@
 use control::why::{Backend, Balancer, Case, Held, Target};
 use model::{
     name::{Link, Scope},
-    planned::edge::{EdgeService, Invokers, Route},
+    planned::edge::{EdgeService, Route},
     run::ServiceKey,
     vpc::{Action, Direction, Firewall, PortRange},
 };
@@ -325,23 +325,13 @@ fn invoker(request: &Request, backend: &Backend, service: &EdgeService, status: 
             true => Verdict::new("token-refused", "The token was refused, though its audience is right."),
         });
     }
-    (!may_invoke(&service.invokers, account)).then(|| {
+    (!backend.admits).then(|| {
         let what = format!("{account} does not hold run.routes.invoke on {key}.");
         Verdict::new("role-missing", what).mend(format!(
             "gcloud run services add-iam-policy-binding {} --member=serviceAccount:{account} --role=roles/run.invoker",
             run(key)
         ))
     })
-}
-
-fn may_invoke(invokers: &Invokers, account: &str) -> bool {
-    let email = account.to_ascii_lowercase();
-    let domain = email.rsplit_once('@').map(|(_, domain)| domain.to_owned());
-    invokers.everyone
-        || invokers.all_authenticated
-        || domain.is_some_and(|domain| invokers.domains.contains(&domain))
-        || invokers.emails.contains(&email)
-        || invokers.accounts.values().any(|account| *account == email)
 }
 
 // ---- commands ----
