@@ -152,12 +152,19 @@ fn unpack(loader: &Loader, path: &Path, staging: &Path) -> Result<ImageConfig, I
         .stdout(std::process::Stdio::null())
         .spawn()
         .map_err(unpacker)?;
+    let order = |link: &UnixStream, order: &Order, file: fs::File| {
+        ipc::send(link, order, &[file.as_fd()]).map_err(|source| match source.kind() {
+            // Nobody reads any more.
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ImageError::Died,
+            _ => unpacker(source),
+        })
+    };
     let outcome = (|| {
         for (name, file) in files_of(path)? {
-            ipc::send(&ours, &Order::File { name }, &[file.as_fd()]).map_err(unpacker)?;
+            order(&ours, &Order::File { name }, file)?;
         }
         let staging = fs::File::open(staging).map_err(unpacker)?;
-        ipc::send(&ours, &Order::Unpack { uid_base: loader.uid_base }, &[staging.as_fd()]).map_err(unpacker)?;
+        order(&ours, &Order::Unpack { uid_base: loader.uid_base }, staging)?;
         match ipc::Receiver::new(ours).recv::<Outcome>() {
             Ok(Some((Outcome::Unpacked(image), _))) => Ok(image),
             Ok(Some((Outcome::Refused { why }, _))) => Err(ImageError::Refused { why }),
