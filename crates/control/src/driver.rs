@@ -175,9 +175,7 @@ impl Driver {
                 self.serving.sandbox_says(&self.control, &workload, incarnation, event)
             }
             Event::Message(message) => {
-                if let Some(answer) = self.serving.host_says(&self.control, message) {
-                    self.host.send(answer);
-                }
+                self.serving.host_says(&self.control, message, |answer| self.host.later(answer));
                 false
             }
         }

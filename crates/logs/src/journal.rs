@@ -3,7 +3,8 @@
 //! [`Journal::append`] touches memory only and never waits for a disk; a thread writes behind it. What is appended can
 //! be read at once. If the disk refuses, the journal keeps a bounded amount, then drops new entries and counts them.
 //! A crash of the machine may lose the last moments; a crash of the process loses what came within
-//! [`limits::LOG_FLUSH_MAX`]. Start with [`Journal`], then `segment` (the files) and `query` (finding).
+//! [`limits::LOG_WRITE_PAUSE`], but nothing that [`Journal::flush`] or [`Journal::append_then`] has called written.
+//! Start with [`Journal`], then `segment` (the files) and `query` (finding).
 
 use std::{
     collections::VecDeque,
@@ -78,7 +79,14 @@ struct Shared {
     writing: Mutex<()>,
 }
 
+/// What somebody wants done once an entry is on disk.
+type Then = Box<dyn FnOnce() + Send>;
+
 struct Inner {
+    /// Who waits for the disk, and for which append; those of later ones follow.
+    waiting: VecDeque<(u64, Then)>,
+    /// How many appends there were.
+    appended: u64,
     /// Oldest first; the last one is written to.
     segments: VecDeque<Segment>,
     unwritten: u64,
@@ -132,6 +140,16 @@ impl Journal {
 
     /// Adds entries. They can be read when this returns, unless they had to be dropped ([`Stats::dropped`]).
     pub fn append(&self, entries: &[Entry]) {
+        self.add(entries, None);
+    }
+
+    /// Adds entries and calls `then`, from another thread, once no death of this process can lose them; at once if they
+    /// had to be dropped. One call waits for each entry that does, so the bound of these bounds those.
+    pub fn append_then(&self, entries: &[Entry], then: impl FnOnce() + Send + 'static) {
+        self.add(entries, Some(Box::new(then)));
+    }
+
+    fn add(&self, entries: &[Entry], then: Option<Then>) {
         let mut bytes = Vec::new();
         let mut extent = Extent::empty(0);
         for entry in entries {
@@ -141,8 +159,10 @@ impl Journal {
             let grown = u64::try_from(bytes.len() - before).unwrap_or(u64::MAX);
             extent.add(1, grown, &(timestamp..=timestamp));
         }
-        if extent.count > 0 {
-            self.shared.append(bytes.into(), &extent);
+        match (extent.count, then) {
+            (0, None) => {}
+            (0, Some(then)) => then(),
+            (_, then) => self.shared.append(bytes.into(), &extent, then),
         }
     }
 
@@ -211,6 +231,8 @@ impl Drop for Journal {
 impl Shared {
     fn new(dir: Option<PathBuf>, bounds: Bounds, segments: VecDeque<Segment>) -> Shared {
         let inner = Inner {
+            waiting: VecDeque::new(),
+            appended: 0,
             unwritten: segments.iter().map(Segment::unwritten).sum(),
             segments,
             doomed: Vec::new(),
@@ -225,12 +247,17 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, block: Arc<[u8]>, new: &Extent) {
+    fn append(&self, block: Arc<[u8]>, new: &Extent, then: Option<Then>) {
         let mut inner = self.lock();
         if self.dir.is_some() && inner.unwritten + new.bytes > self.bounds.unwritten_bytes_max {
             inner.stats.dropped += new.count;
+            drop(inner);
+            then.into_iter().for_each(|then| then());
             return;
         }
+        inner.appended += 1;
+        let number = inner.appended;
+        inner.waiting.extend(then.map(|then| (number, then)));
         let next = inner.segments.back().map_or(0, |s| s.extent.end());
         let needs_new = inner.segments.back().is_none_or(|s| s.sealed);
         if needs_new {
@@ -245,6 +272,19 @@ impl Shared {
             self.work.notify_one();
         }
         self.expire(&mut inner);
+        drop(inner);
+        if self.dir.is_none() {
+            self.call_waiting(number);
+        }
+    }
+
+    /// Everything up to this append is where it is to stay.
+    fn call_waiting(&self, appended: u64) {
+        let mut inner = self.lock();
+        let done = inner.waiting.partition_point(|(number, _)| *number <= appended);
+        let calls: Vec<_> = inner.waiting.drain(..done).collect();
+        drop(inner);
+        calls.into_iter().for_each(|(_, then)| then());
     }
 
     /// Drops the oldest segments while there is too much; never the one that is written to.

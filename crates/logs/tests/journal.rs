@@ -264,6 +264,52 @@ fn a_disk_that_refuses_costs_counted_entries_but_no_wait_and_heals() {
 }
 
 #[test]
+fn what_is_said_to_be_written_is_found_by_another_process() {
+    let dir = Scratch::new();
+    let journal = Journal::open(&dir.0, Bounds::default()).unwrap();
+    let (said, hears) = std::sync::mpsc::channel();
+    for n in 0..20 {
+        let said = said.clone();
+        journal.append_then(&numbered([n]), move || said.send(n).unwrap());
+    }
+    for n in 0..20 {
+        assert_eq!(hears.recv(), Ok(n), "in their order");
+        let other = Scratch::new();
+        for file in dir.files() {
+            fs::copy(dir.0.join(&file), other.0.join(&file)).unwrap();
+        }
+        let found = walk(&Journal::open(&other.0, Bounds::default()).unwrap(), query("", Order::Asc, 100));
+        assert!(found.starts_with(&(0..=n).collect::<Vec<_>>()), "{n}: {found:?}");
+    }
+}
+
+#[test]
+fn whoever_waits_for_an_entry_hears_of_it_also_when_the_disk_refuses_or_there_is_none() {
+    let (said, hears) = std::sync::mpsc::channel();
+    let say = |n: i64| {
+        let said = said.clone();
+        move || said.send(n).unwrap()
+    };
+    Journal::in_memory(SMALL).append_then(&numbered([1]), say(1));
+    assert_eq!(hears.try_recv(), Ok(1));
+    let dir = Scratch::new();
+    let journal = Journal::open(&dir.0.join("home"), SMALL).unwrap();
+    journal.append_then(&[], say(2));
+    assert_eq!(hears.try_recv(), Ok(2), "nothing is written at once");
+    fs::remove_dir(dir.0.join("home")).unwrap();
+    journal.append_then(&numbered([3]), say(3));
+    assert!(journal.flush().is_err());
+    assert!(hears.try_recv().is_err(), "it is not written");
+    while journal.stats().dropped == 0 {
+        journal.append(&numbered([4]));
+    }
+    journal.append_then(&numbered(5..100), say(5));
+    assert_eq!(hears.try_recv(), Ok(5), "there was no room for it");
+    fs::create_dir(dir.0.join("home")).unwrap();
+    assert_eq!(hears.recv(), Ok(3));
+}
+
+#[test]
 fn damage_in_a_finished_segment_is_counted_and_hides_no_other() {
     let dir = Scratch::new();
     let journal = Journal::open(&dir.0, SMALL).unwrap();

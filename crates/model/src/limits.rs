@@ -290,8 +290,8 @@ pub const LOG_DISK_BYTES_MAX: u64 = 256 << 20;
 pub const LOG_SEGMENT_BYTES: u64 = 4 << 20;
 /// Bytes of entries that are not on disk yet; while there are more, new ones are dropped and counted.
 pub const LOG_UNWRITTEN_BYTES_MAX: u64 = 8 << 20;
-/// An entry is on disk this long after it came, unless the disk refuses it.
-pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(200);
+/// Between two writes to the journal's files: a busy log is written in few large pieces.
+pub const LOG_WRITE_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of a request that the activity log shows; a longer one is left out.
 pub const AUDIT_REQUEST_BYTES_MAX: usize = 16 << 10;
 /// Records waiting to be written; more are dropped and the drop is recorded.

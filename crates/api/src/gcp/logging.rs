@@ -155,7 +155,8 @@ impl Logging {
         Ok(format!("projects/{project}"))
     }
 
-    /// Source: entries.write; a batch is written whole or not at all unless `partialSuccess` is set.
+    /// Source: entries.write; a batch is written whole or not at all unless `partialSuccess` is set. What was answered is
+    /// on disk, and with it every entry that came before.
     fn write(&self, caller: &Caller, body: Value) -> Answer {
         let batch =
             Batch::parse(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))?;
@@ -185,6 +186,7 @@ impl Logging {
             let within = -nanoseconds(LOG_RETENTION)..=nanoseconds(LOG_AHEAD_MAX);
             good.retain(|entry| within.contains(&ahead(entry)));
             self.journal.append(&good);
+            self.journal.flush().map_err(|_| Fault::unavailable("The service is currently unavailable."))?;
         }
         match first {
             None => Ok(Reply::json(json!({}))),

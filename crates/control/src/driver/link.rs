@@ -58,6 +58,13 @@ where
             let _ = self.outgoing.send(message);
         }
     }
+
+    /// Something that sends a message later. After a connection that is a new one by then, the other side may get what it
+    /// no longer asks for.
+    pub fn later(&self, message: Out) -> impl FnOnce() + Send + 'static {
+        let outgoing = self.outgoing.clone();
+        move || drop(outgoing.send(message))
+    }
 }
 
 async fn keep<Out, In>(path: PathBuf, events: mpsc::Sender<Event<In>>, mut outgoing: mpsc::UnboundedReceiver<Out>)

@@ -157,12 +157,15 @@ impl Serving {
         }
     }
 
-    pub(super) fn host_says(&mut self, control: &Control, message: FromHost) -> Option<ToHost> {
+    /// `later` makes what answers once the entries are on disk.
+    pub(super) fn host_says<Then>(&mut self, control: &Control, message: FromHost, later: impl FnOnce(ToHost) -> Then)
+    where
+        Then: FnOnce() + Send + 'static,
+    {
         match message {
             FromHost::Printed(batch) => {
                 let (entries, answer) = self.printed.lines(&control.read(), batch, control.now());
-                self.journal.append(&entries);
-                return Some(answer);
+                self.journal.append_then(&entries, later(answer));
             }
             FromHost::Flows(records) => {
                 let world = control.read();
@@ -176,7 +179,6 @@ impl Serving {
             | FromHost::Lacking { .. }
             | FromHost::Sandbox { .. } => {}
         }
-        None
     }
 
     pub(super) fn guest_asks(&mut self, control: &Control, message: FromGuest) -> Option<ToGuest> {

@@ -28,26 +28,25 @@ impl Shared {
             // Idle until there is something. After a failure, try again when the time is over.
             let idle =
                 self.work.wait_while(inner, |i| !failed && !i.closing && i.unwritten == 0 && i.doomed.is_empty());
-            let inner = idle.unwrap_or_else(PoisonError::into_inner);
-            // Let some more come, so that a busy log is written in few large pieces.
-            let (inner, _) = self
-                .work
-                .wait_timeout_while(inner, limits::LOG_FLUSH_MAX, |i| !i.closing)
-                .unwrap_or_else(PoisonError::into_inner);
-            let closing = inner.closing;
-            drop(inner);
+            let closing = idle.unwrap_or_else(PoisonError::into_inner).closing;
             failed = self.flush().is_err();
             if closing {
                 return;
             }
+            // Let some more come.
+            drop(self.work.wait_timeout_while(self.lock(), limits::LOG_WRITE_PAUSE, |i| !i.closing));
         }
     }
 
     pub(super) fn flush(&self) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let appended = self.lock().appended;
         let result = self.write_all(dir);
         self.lock().stats.disk_error = result.as_ref().err().map(io::Error::kind);
+        if result.is_ok() {
+            self.call_waiting(appended);
+        }
         result
     }
 
