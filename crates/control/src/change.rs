@@ -176,38 +176,22 @@ impl Change {
         match self {
             Change::Object(o) => world.put_object(*o),
             Change::NoObject(link) => world.remove_object(&link),
-            Change::Connection(c) => {
-                world.connections.insert(c.connection.endpoint, *c);
-            }
-            Change::NoConnection(id) => {
-                world.connections.remove(&id);
-            }
-            Change::Quarantine(network, q) => {
-                world.quarantine.insert((network, q.address), q);
-            }
-            Change::NoQuarantine(network, address) => {
-                world.quarantine.remove(&(network, address));
-            }
+            Change::Connection(c) => world.connections.put(*c),
+            Change::NoConnection(id) => world.connections.take(id),
+            Change::Quarantine(network, q) => world.quarantine.put(network, q),
+            Change::NoQuarantine(network, address) => world.quarantine.take(network, address),
             Change::Project(p) => world.put_project(*p),
             Change::NoProject(id) => world.remove_project(&id),
-            Change::Service(s) => {
-                world.services.insert(s.key.clone(), *s);
-            }
-            Change::NoService(key) => {
-                world.services.remove(&key);
-            }
+            Change::Service(s) => world.put_service(*s),
+            Change::NoService(key) => world.remove_service(&key),
             Change::Revision(r) => {
                 world.revisions.insert(r.key.clone(), *r);
             }
             Change::NoRevision(key) => {
                 world.revisions.remove(&key);
             }
-            Change::Seat(s) => {
-                world.seats.insert(s.workload.clone(), *s);
-            }
-            Change::NoSeat(id) => {
-                world.seats.remove(&id);
-            }
+            Change::Seat(s) => world.seats.put(*s),
+            Change::NoSeat(id) => world.seats.take(&id),
             Change::Image(i) => {
                 world.images.insert(i.name.clone(), *i);
             }

@@ -1,19 +1,20 @@
 //! The loop that makes the machine what the plans say, and says when it is.
 //!
-//! It takes no hint but "look again": every turn plans from the whole world, compares with what each process was last
-//! told, and sends the differences. An operation is done when every cell and item that its commit changed has been
-//! confirmed by whoever holds it. Killing this loop leaves packets and workloads as they are; a new one sends everything
-//! again, and the hands keep what already is so.
+//! Every turn plans what the commits since the last one may have changed ([`crate::dirty`]), compares it with what each
+//! process was last told, and sends the differences; to a process that came back, everything. An operation is done when
+//! every cell and item that its commit changed has been confirmed by whoever holds it. Killing this loop leaves packets
+//! and workloads as they are; a new one sends everything again, and the hands keep what already is so.
 
 mod link;
+mod look;
 mod mirror;
 mod printed;
 mod serving;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -21,28 +22,27 @@ use tokio::time::Instant;
 
 use model::{
     fault::Fault,
-    id::{Generation, NetworkId},
+    id::{Generation, NetworkId, WorkloadId},
     limits::OPERATION_DEADLINE,
     planned::{
         edge::{EdgeItem, EdgeKey, FromProxy, ToProxy},
-        guest::{FromGuest, GuestItem, GuestKey, Realm, ToGuest},
-        host::{CellId, CellPlan, FromHost, ToHost, VpcChange},
+        guest::{FromGuest, GuestItem, GuestKey, Seat, ToGuest},
+        host::{CellId, CellPlan, FromHost, ToHost, VpcPlan},
     },
     run::ServiceKey,
     time::Timestamp,
-    vpc,
 };
 
 pub use self::serving::Serving;
 use self::{
     link::{Event, Link},
-    mirror::{Delta, Mirror},
+    mirror::Mirror,
 };
 use crate::{
+    dirty::Dirty,
     kinds::service_attachment,
     ops::{Change, Control},
     plan, run, sweep,
-    world::{Holder, World},
 };
 
 /// How often time itself is a reason to look again: quarantines end, keys rotate, instances have been idle for long.
@@ -68,7 +68,9 @@ pub struct Driver {
     host: Link<ToHost, FromHost>,
     proxy: Link<ToProxy, FromProxy>,
     guest: Link<ToGuest, FromGuest>,
+    /// Cells but those of VPCs.
     cells: Mirror<CellId, CellPlan>,
+    vpcs: BTreeMap<NetworkId, VpcPlan>,
     generations: BTreeMap<CellId, Generation>,
     observed: BTreeMap<CellId, (Generation, Option<String>)>,
     /// A host that came back is being told everything.
@@ -76,6 +78,12 @@ pub struct Driver {
     /// NAT addresses that have been cut off, with the generation that drops their packets.
     cut: Vec<(CellId, Generation, ToProxy)>,
     edge: Mirror<EdgeKey, EdgeItem>,
+    /// Where each workload was last said to sit.
+    seated: BTreeMap<WorkloadId, Seat>,
+    /// What is to be planned at the next turn beside what commits changed.
+    again: Dirty,
+    /// Keys planned so far: what changes cost.
+    planned: Arc<AtomicU64>,
     keys: Option<EdgeItem>,
     guests: Mirror<GuestKey, GuestItem>,
     marks: u64,
@@ -99,11 +107,16 @@ impl Driver {
             proxy: Link::open(run_dir.join("proxy.sock")),
             guest: Link::open(run_dir.join("guest.sock")),
             cells: Mirror::new(),
+            vpcs: BTreeMap::new(),
             generations: BTreeMap::new(),
             observed: BTreeMap::new(),
             repeating: false,
             cut: Vec::new(),
             edge: Mirror::new(),
+            seated: BTreeMap::new(),
+            // The first turn plans everything.
+            again: Dirty { everything: true, ..Dirty::default() },
+            planned: Arc::default(),
             keys: None,
             guests: Mirror::new(),
             marks: 0,
@@ -113,6 +126,11 @@ impl Driver {
             settling: Vec::new(),
             swept: Instant::now(),
         }
+    }
+
+    /// Keys planned so far: what changes cost, independent of the clock.
+    pub fn planned(&self) -> Arc<AtomicU64> {
+        self.planned.clone()
     }
 
     /// Runs until the process ends.
@@ -135,7 +153,7 @@ impl Driver {
             while let Ok(event) = self.proxy.events.try_recv() {
                 look |= self.proxy_event(event);
             }
-            if look {
+            if look || self.serving.is_dirty() {
                 self.look();
             }
             for answer in self.serving.late_answers(&control) {
@@ -150,8 +168,10 @@ impl Driver {
         match event {
             Event::Up => {
                 self.cells.forget();
+                self.vpcs.clear();
                 self.observed.clear();
                 self.repeating = true;
+                self.again.everything = true;
                 self.look();
                 self.remove_unplanned();
                 self.repeating = false;
@@ -168,7 +188,7 @@ impl Driver {
                 false
             }
             Event::Message(FromHost::Lacking { cell }) => {
-                self.cells.forget_one(&cell);
+                self.lacking(&cell);
                 true
             }
             Event::Message(FromHost::Sandbox { workload, incarnation, event }) => {
@@ -187,6 +207,7 @@ impl Driver {
             Event::Up => {
                 self.edge.forget();
                 self.keys = None;
+                self.again.everything = true;
                 self.look();
                 self.proxy.send(ToProxy::Complete);
                 self.mark_proxy();
@@ -206,6 +227,8 @@ impl Driver {
         match event {
             Event::Up => {
                 self.guests.forget();
+                self.seated.clear();
+                self.again.everything = true;
                 self.look();
                 self.guest.send(ToGuest::Complete);
                 self.mark_guest();
@@ -234,15 +257,12 @@ impl Driver {
     }
 
     fn end_quarantines(&self, now: Timestamp) {
-        let over = |world: &World| world.quarantine.iter().any(|(_, q)| q.is_over(now));
-        if !over(&self.control.read()) {
+        if self.control.read().quarantine.over(now).next().is_none() {
             return;
         }
         let freed = self.control.commit(|world, txn| {
-            for ((network, address), q) in &world.quarantine {
-                if q.is_over(now) {
-                    txn.push(Change::NoQuarantine(*network, *address));
-                }
+            for (network, address) in world.quarantine.over(now) {
+                txn.push(Change::NoQuarantine(network, address));
             }
             service_attachment::relieve(world, txn);
             Ok(())
@@ -252,184 +272,12 @@ impl Driver {
         }
     }
 
-    /// Plans, compares, sends, and notes which operations wait for what was sent.
-    fn look(&mut self) {
-        let control = self.control.clone();
-        // The world first: an operation must not begin to wait before what it changed is in the plans.
-        let world = control.read();
-        let changes = control.take_touched();
-        self.serving.log_ends(&changes);
-        let sent_cells = self.send_cells(&world);
-        let sent_edge = self.send_edge(&world);
-        let sent_guests = self.send_guests(&world);
-        let started: Vec<String> = if self.waits.is_empty() && changes.is_empty() {
-            running(&world).collect()
-        } else {
-            let names = changes.iter().filter_map(|c| match c {
-                Change::Operation(o) if !o.is_done() => Some(o.name.clone()),
-                _ => None,
-            });
-            names.collect()
-        };
-        let unsettled = run::unsettled(&world);
-        let news = !unsettled.is_empty() && self.settling.last().is_none_or(|(_, last)| *last != unsettled);
-        let proxy = (sent_edge || news).then(|| self.mark_proxy());
-        if news && let Some(mark) = proxy {
-            self.settling.push((mark, unsettled));
-        }
-        let guest = sent_guests.then(|| self.mark_guest());
-        for name in started {
-            let since = Instant::now();
-            self.waits.entry(name).or_insert_with(|| Waits { cells: sent_cells.clone(), proxy, guest, since });
-        }
-    }
-
-    fn send_cells(&mut self, world: &World) -> BTreeMap<CellId, Generation> {
-        let mut want: BTreeMap<CellId, CellPlan> = BTreeMap::new();
-        for network in world.all::<vpc::Network>() {
-            let plan = plan::vpc(world, network, &self.settings);
-            want.insert(CellId::Vpc(NetworkId(network.id.0)), CellPlan::Vpc(plan));
-        }
-        for seat in world.seats.values() {
-            if let Holder::Vm(_) = seat.holder
-                && let Some(plan) = plan::vm(world, seat)
-            {
-                want.insert(CellId::Workload(seat.workload.clone()), CellPlan::Workload(plan));
-            }
-        }
-        want.extend(self.serving.cells(world));
-        if !self.host.is_up() {
-            // Sent when it is back; until then whoever asked for these waits.
-            return self.cells.pending(&want).map(|cell| (cell.clone(), Generation(world.revision))).collect();
-        }
-        let cut = self.newly_cut(&want);
-        let mut sent = BTreeMap::new();
-        for delta in self.cells.update(want) {
-            let (cell, message) = match delta {
-                Delta::Set(cell, plan, before) => {
-                    let from = self.generations.get(&cell).copied().unwrap_or_default();
-                    let generation = self.generation(&cell, world);
-                    let message = match (&cell, &plan, before) {
-                        (CellId::Vpc(network), CellPlan::Vpc(plan), Some(CellPlan::Vpc(before))) => {
-                            let change = Box::new(VpcChange::between(&before, plan));
-                            ToHost::Change { network: *network, from, generation, change }
-                        }
-                        _ => ToHost::Apply { cell: cell.clone(), generation, plan: Box::new(plan) },
-                    };
-                    (cell, message)
-                }
-                Delta::Unset(cell) => {
-                    let generation = self.generation(&cell, world);
-                    (cell.clone(), ToHost::Remove { cell, generation })
-                }
-            };
-            sent.insert(cell.clone(), self.generations[&cell]);
-            self.host.send(message);
-        }
-        self.cut.extend(cut.into_iter().map(|(cell, close)| (cell.clone(), self.generations[&cell], close)));
-        sent
-    }
-
-    /// Tells a host that is back which cells should be gone by now, as far as somebody waits for that: they went while it
-    /// was away, or it went before it could say so. It would remove them without a word.
-    fn remove_unplanned(&mut self) {
-        let control = self.control.clone();
-        let world = control.read();
-        let waited = self.waits.values().flat_map(|waits| waits.cells.keys());
-        let gone: BTreeSet<CellId> = waited.filter(|cell| self.cells.get(cell).is_none()).cloned().collect();
-        for cell in gone {
-            let generation = self.generation(&cell, &world);
-            self.host.send(ToHost::Remove { cell, generation });
-        }
-    }
-
-    /// Generations follow the store's revision, so that they keep growing over restarts; a plan that changes for another
-    /// reason than a commit gets the next number.
-    ///
-    /// What is only said again keeps its number: a host that came back often must not have seen numbers that the next
-    /// control, which counts from the revision, could not reach.
-    fn generation(&mut self, cell: &CellId, world: &World) -> Generation {
-        let last = self.generations.entry(cell.clone()).or_default();
-        let least = if self.repeating { *last } else { last.next() };
-        *last = Generation(world.revision).max(least);
-        *last
-    }
-
-    /// NAT addresses that these plans cut off and the last ones did not; of a cell that has to be told everything, all.
-    fn newly_cut(&self, want: &BTreeMap<CellId, CellPlan>) -> Vec<(CellId, ToProxy)> {
-        let mut cut = Vec::new();
-        for (cell, plan) in want {
-            let (CellId::Vpc(network), CellPlan::Vpc(plan)) = (cell, plan) else { continue };
-            let before = self.cells.get(cell);
-            for peer in &plan.cut {
-                if !matches!(before, Some(CellPlan::Vpc(before)) if before.cut.contains(peer)) {
-                    cut.push((cell.clone(), ToProxy::CloseClients { network: *network, peer: *peer }));
-                }
-            }
-        }
-        cut
-    }
-
     /// Connections of an address that was cut off may still be open at the proxy. It closes them once their packets are
     /// dropped, or the consumer would hear their end.
     fn close_cut_clients(&mut self, cell: &CellId, now_at: Generation) {
         for (_, _, close) in self.cut.extract_if(.., |(of, since, _)| of == cell && *since <= now_at) {
             self.proxy.send(close);
         }
-    }
-
-    fn send_edge(&mut self, world: &World) -> bool {
-        let mut want = self.serving.edge(world);
-        for (id, listener) in plan::listeners(world) {
-            want.insert(EdgeKey::Listener(id), EdgeItem::Listener(id, Box::new(listener)));
-        }
-        for network in world.all::<vpc::Network>() {
-            let id = NetworkId(network.id.0);
-            want.insert(EdgeKey::Network(id), EdgeItem::Network(id, plan::source_prefix(id)));
-        }
-        if !self.proxy.is_up() {
-            return self.edge.pending(&want).next().is_some();
-        }
-        let keys = self.serving.keys();
-        let mut sent = false;
-        if self.keys.as_ref() != Some(&keys) {
-            self.proxy.send(ToProxy::Set(keys.clone()));
-            self.keys = Some(keys);
-            sent = true;
-        }
-        for delta in self.edge.update(want) {
-            self.proxy.send(match delta {
-                Delta::Set(_, item, _) => ToProxy::Set(item),
-                Delta::Unset(key) => ToProxy::Unset(key),
-            });
-            sent = true;
-        }
-        sent
-    }
-
-    fn send_guests(&mut self, world: &World) -> bool {
-        let mut want = self.serving.guests(world);
-        for seat in world.seats.values() {
-            if let Some((seat, identity)) = plan::vm_identity(world, seat) {
-                want.insert(GuestKey::Workload(seat), GuestItem::Workload(seat, Box::new(identity)));
-            }
-        }
-        for network in world.all::<vpc::Network>() {
-            let realm = Realm::Vpc(NetworkId(network.id.0));
-            want.insert(GuestKey::Names(realm), GuestItem::Names(realm, plan::names(world, &network.link)));
-        }
-        if !self.guest.is_up() {
-            return self.guests.pending(&want).next().is_some();
-        }
-        let deltas = self.guests.update(want);
-        let sent = !deltas.is_empty();
-        for delta in deltas {
-            self.guest.send(match delta {
-                Delta::Set(_, item, _) => ToGuest::Set(item),
-                Delta::Unset(key) => ToGuest::Unset(key),
-            });
-        }
-        sent
     }
 
     fn mark_proxy(&mut self) -> u64 {
@@ -495,10 +343,6 @@ impl Driver {
         let late = waits.since.elapsed() > OPERATION_DEADLINE;
         late.then(|| Some(fault.unwrap_or_else(|| Fault::internal("The machine did not confirm the change in time."))))
     }
-}
-
-fn running(world: &World) -> impl Iterator<Item = String> + '_ {
-    world.operations.values().filter(|o| !o.is_done()).map(|o| o.name.clone())
 }
 
 #[cfg(test)]

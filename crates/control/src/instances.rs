@@ -157,13 +157,25 @@ pub struct Fleet {
     resting: BTreeMap<u32, Timestamp>,
     /// Where the search for the next free place begins; places are taken in turn, so that one just left rests.
     cursor: u32,
+    /// Revisions whose instances came, went or changed their phase since somebody asked.
+    touched: BTreeSet<RevisionKey>,
     /// Random lower-case hexadecimal digits, as many as asked for.
     random: Box<dyn FnMut(usize) -> String + Send>,
 }
 
 impl Fleet {
     pub fn new(tuning: Tuning, random: Box<dyn FnMut(usize) -> String + Send>) -> Fleet {
-        Fleet { tuning, members: BTreeMap::new(), crews: BTreeMap::new(), resting: BTreeMap::new(), cursor: 0, random }
+        let (members, crews, resting, touched) = Default::default();
+        Fleet { tuning, members, crews, resting, cursor: 0, touched, random }
+    }
+
+    /// Revisions whose instances came, went or changed their phase since [`Fleet::take_touched`].
+    pub fn touched(&self) -> &BTreeSet<RevisionKey> {
+        &self.touched
+    }
+
+    pub fn take_touched(&mut self) -> BTreeSet<RevisionKey> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Takes notice of an event and decides. What it answers is to be done at once: the fleet counts on it.
@@ -200,14 +212,18 @@ impl Fleet {
 
     /// Takes in seats it does not know (after a restart) and drops what has none.
     fn follow(&mut self, world: &World, now: Timestamp) {
-        self.members.retain(|id, _| world.seats.contains_key(id));
-        for seat in world.seats.values() {
+        self.members.retain(|id, member| {
+            let stays = world.seats.contains_key(id);
+            if !stays {
+                self.touched.insert(member.revision.clone());
+            }
+            stays
+        });
+        for seat in world.seats.containers() {
             let Holder::Container { revision, .. } = &seat.holder else { continue };
-            self.members.entry(seat.workload.clone()).or_insert_with(|| Member {
-                revision: revision.clone(),
-                phase: Phase::Starting,
-                since: now,
-                idle: Duration::ZERO,
+            self.members.entry(seat.workload.clone()).or_insert_with(|| {
+                self.touched.insert(revision.clone());
+                Member { revision: revision.clone(), phase: Phase::Starting, since: now, idle: Duration::ZERO }
             });
         }
         self.crews.retain(|key, _| world.revisions.contains_key(key));
@@ -228,6 +244,7 @@ impl Fleet {
             ProbeOutcome::Ready { .. } => {
                 if member.phase == Phase::Starting {
                     member.phase = Phase::Serving;
+                    self.touched.insert(key.clone());
                 }
                 self.crews.entry(key.clone()).or_default().crashes = 0;
                 if is_deploying(world, &key) {
@@ -281,7 +298,7 @@ impl Fleet {
     }
 
     fn stop(&mut self, instance: &WorkloadId, world: &World, now: Timestamp, actions: &mut Vec<Action>) {
-        self.members.remove(instance);
+        self.touched.extend(self.members.remove(instance).map(|member| member.revision));
         if let Some(place) = world.seats.get(instance).and_then(place_of) {
             self.resting.insert(place, now.plus(RUN_STOP_GRACE * 3));
         }
@@ -359,6 +376,7 @@ impl Fleet {
         for (_, id) in leaving.into_iter().take(surplus) {
             if let Some(member) = self.members.get_mut(&id) {
                 member.phase = Phase::Draining { since: now };
+                self.touched.insert(member.revision.clone());
                 actions.push(Action::Drain(id));
             }
         }
@@ -416,6 +434,7 @@ impl Fleet {
         let workload = WorkloadId(format!("run-{}", (self.random)(12)));
         let member = Member { revision: revision.clone(), phase: Phase::Starting, since: now, idle: Duration::ZERO };
         self.members.insert(workload.clone(), member);
+        self.touched.insert(revision.clone());
         Some(SeatRecord {
             workload,
             uid_base: UID_FIRST + place * limits::SANDBOX_UIDS,
@@ -433,7 +452,7 @@ impl Fleet {
 
     /// The next free places in turn.
     fn free_places(&self, world: &World, count: usize) -> Vec<u32> {
-        let taken: BTreeSet<u32> = world.seats.values().filter_map(place_of).collect();
+        let taken: BTreeSet<u32> = world.seats.containers().filter_map(place_of).collect();
         let free = |place: &u32| !taken.contains(place) && !self.resting.contains_key(place);
         (0..PLACES).map(|n| (self.cursor + n) % PLACES).filter(free).take(count).collect()
     }
@@ -446,7 +465,7 @@ impl Fleet {
         };
         let parked = self.free_places(world, PARKED).into_iter().map(|p| UID_FIRST + p * limits::SANDBOX_UIDS);
         FabricPlan {
-            ports: world.seats.values().filter_map(port).collect(),
+            ports: world.seats.containers().filter_map(port).collect(),
             sources: BTreeMap::new(),
             parked: parked.collect(),
         }
@@ -457,7 +476,7 @@ impl Fleet {
         let Some(revision) = world.revisions.get(key) else { return BTreeMap::new() };
         let port = revision.template.container.port;
         let seen = |seat: &SeatRecord| match &seat.holder {
-            Holder::Container { revision, v6, v4, .. } if revision == key => {
+            Holder::Container { v6, v4, .. } => {
                 let phase = match self.members.get(&seat.workload).map(|m| m.phase) {
                     Some(Phase::Serving) => InstancePhase::Serving,
                     Some(Phase::Draining { .. }) => InstancePhase::Draining,
@@ -465,9 +484,9 @@ impl Fleet {
                 };
                 Some((seat.workload.clone(), EdgeInstance { v6: *v6, v4: *v4, port, phase }))
             }
-            Holder::Container { .. } | Holder::Vm(_) => None,
+            Holder::Vm(_) => None,
         };
-        world.seats.values().filter_map(seen).collect()
+        world.seats.of_revision(key).filter_map(seen).collect()
     }
 }
 

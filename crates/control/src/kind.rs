@@ -3,6 +3,8 @@
 //! A new kind is: its typed spec in `model`, an `impl Kind` under [`crate::kinds`], a variant in [`Object`], its part of
 //! the plan, and its wire form in `api`. The compiler lists the places.
 
+use std::net::Ipv4Addr;
+
 use model::{fault::Fault, id::ResourceId, lb, name::Link, psc, time::Timestamp, vm, vpc};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -115,6 +117,16 @@ macro_rules! objects {
 
             pub fn references(&self) -> Vec<Reference> {
                 match self { $(Object::$variant(r) => r.spec.references()),* }
+            }
+
+            /// The address of a subnet that this holds, and the subnet.
+            pub fn held_address(&self) -> Option<(&Link, Ipv4Addr)> {
+                match self {
+                    Object::ForwardingRule(r) => Some((&r.spec.subnetwork, r.spec.address)),
+                    Object::Instance(r) => Some((&r.spec.subnetwork, r.spec.address)),
+                    Object::Address(r) => Some((&r.spec.subnetwork, r.spec.address)),
+                    _ => None,
+                }
             }
 
             /// The word of the kind in in-use messages.

@@ -18,5 +18,5 @@ pub mod service_attachment;
 pub mod subnetwork;
 mod target_http_proxy;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod url_map;

@@ -4,7 +4,7 @@
 //! touched. All writers, also in other processes, are put in order by one key that every commit compares and replaces.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 
 pub use crate::change::Change;
 use crate::{
+    dirty::Dirty,
     kind::{Kind, Need, Record, Reference, word_of},
     operation::{Operation, OperationState},
     policies, random,
@@ -146,7 +147,7 @@ pub struct Control {
     world: RwLock<World>,
     /// Held over a whole commit, so that the world it was decided on is the one it changes.
     writer: Mutex<Head>,
-    touched: Mutex<Vec<Change>>,
+    touched: Mutex<Touched>,
     /// Rings after every commit.
     pub changed: Notify,
     /// Rings when operations finish.
@@ -155,6 +156,16 @@ pub struct Control {
 
 struct Head {
     mod_revision: StoreRevision,
+}
+
+/// What was committed since the driver last looked.
+#[derive(Default)]
+pub struct Touched {
+    pub dirty: Dirty,
+    /// Operations that began, by name.
+    pub started: Vec<String>,
+    /// Operations that are done.
+    pub ended: Vec<Operation>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +186,7 @@ impl Control {
             nat_rest: PSC_NAT_QUARANTINE,
             world: RwLock::new(world),
             writer: Mutex::new(head),
-            touched: Mutex::new(Vec::new()),
+            touched: Mutex::default(),
             changed: Notify::new(),
             finished: Notify::new(),
         })
@@ -204,9 +215,17 @@ impl Control {
         self.world.read().expect("no writer of the world panics between its changes")
     }
 
-    /// The changes committed since the last call; for the driver, which is the only one to call it.
-    pub fn take_touched(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.touched.lock().expect("the list of changes is only pushed and taken"))
+    /// The world, and what was committed since the last call, up to exactly this world; for the driver, which is the only
+    /// one to call it.
+    pub fn look(&self) -> (RwLockReadGuard<'_, World>, Touched) {
+        let world = self.read();
+        let touched = std::mem::take(&mut *self.touched());
+        (world, touched)
+    }
+
+    /// To be locked after the world.
+    fn touched(&self) -> MutexGuard<'_, Touched> {
+        self.touched.lock().expect("whoever notes what was touched does not panic")
     }
 
     /// Decides on the world as it is and commits the decision. `decide` may run more than once and must have no effect
@@ -253,12 +272,17 @@ impl Control {
     fn follow(&self, revision: u64, changes: Vec<Change>) {
         {
             let mut world = self.world.write().expect("no writer of the world panics between its changes");
-            for change in changes.iter().cloned() {
+            let mut touched = self.touched();
+            for change in changes {
+                match &change {
+                    Change::Operation(operation) if operation.is_done() => touched.ended.push((**operation).clone()),
+                    Change::Operation(operation) => touched.started.push(operation.name.clone()),
+                    _ => {}
+                }
+                touched.dirty.note(&world, &change);
                 change.apply(&mut world);
             }
             world.revision = revision;
-            // Before anybody sees the new world: who holds it and takes the list has every change that is in it.
-            self.touched.lock().expect("the list of changes is only pushed and taken").extend(changes);
         }
         self.changed.notify_one();
     }
@@ -270,6 +294,7 @@ impl Control {
             Fault::unavailable("The store cannot be read.")
         })?;
         *self.world.write().expect("no writer of the world panics between its changes") = world;
+        self.touched().dirty.everything = true;
         *head = new_head;
         self.changed.notify_one();
         Ok(())

@@ -4,13 +4,13 @@
 //! the resources were committed. Cloud Run's part is in [`crate::run`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr},
 };
 
 use model::{
     cidr::Cidr,
-    id::{ListenerId, NetworkId, WorkloadId},
+    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
     lb,
     limits::{LB_KEEPALIVE_DEFAULT, SANDBOX_PIDS_MAX},
     name::{Link, Scope},
@@ -19,7 +19,7 @@ use model::{
         guest::{Account, Identity, Machine, Realm, Seat},
         host::{
             Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Rootfs,
-            SandboxLimits, SandboxPlan, Vip, VpcPlan, VpcSettings,
+            SandboxLimits, SandboxPlan, Vip, VpcChange, VpcPlan, VpcSettings,
         },
     },
     run::ServiceKey,
@@ -27,7 +27,9 @@ use model::{
 };
 
 use crate::{
-    kind::Record,
+    dirty::Members,
+    kind::{Kind, Record},
+    kinds::instance,
     world::{Holder, SeatRecord, World},
 };
 
@@ -47,66 +49,88 @@ pub fn source_prefix(network: NetworkId) -> Ipv6Addr {
     Ipv6Addr::from(0xfda3_e722_0ac3_cc00_0000_0000_0000_0000_u128 | id << 32)
 }
 
-/// The router of one network.
+/// The router of one network, whole.
 pub fn vpc(world: &World, network: &Record<vpc::Network>, settings: &Settings) -> VpcPlan {
     let id = NetworkId(network.id.0);
-    let members = members(world, &network.link);
-    let flow_logs = members.subnets.iter().filter_map(|s| s.spec.flow_logs.as_ref()).filter(|f| f.enable);
-    let flow_interval_s = flow_logs.map(|f| f.interval_s).min();
-    let port = |vm: &vm::Instance| Port { address: vm.address, tags: vm.tags.iter().cloned().collect() };
+    let vms = world.users::<vm::Instance>(&network.link).map(instance::workload);
+    let rules = || world.users::<lb::ForwardingRule>(&network.link).map(|rule| rule.id.0);
+    let published = world.connections.of_producer(id).filter_map(|c| Some((c.connection.endpoint, publish(world, c)?)));
+    let quarantined = world.quarantine.range((id, Ipv4Addr::UNSPECIFIED)..=(id, Ipv4Addr::BROADCAST));
     VpcPlan {
-        settings: VpcSettings {
-            mtu: network.spec.mtu,
-            firewall: firewall(&members),
-            flow_logs: flow_interval_s.is_some(),
-            flow_interval_s: flow_interval_s.unwrap_or(5),
-            psc_idle_s: settings.psc_idle_s,
-        },
-        ports: members.vms.iter().map(|(w, vm)| (w.clone(), port(&vm.spec))).collect(),
-        vips: vips(&members),
-        endpoints: endpoints(world, &members),
-        published: published(world, id),
-        cut: world.quarantine.keys().filter(|(n, _)| *n == id).map(|(_, address)| *address).collect(),
+        settings: vpc_settings(world, network, settings),
+        ports: vms.filter_map(|id| Some((id.clone(), port(world, network, &id)?))).collect(),
+        vips: rules().map(ListenerId).filter_map(|id| Some((id, vip(world, network, id)?))).collect(),
+        endpoints: rules().map(EndpointId).filter_map(|id| Some((id, endpoint(world, network, id)?))).collect(),
+        published: published.collect(),
+        cut: quarantined.map(|((_, address), _)| *address).collect(),
     }
 }
 
-/// The resources that live in one network; none while its project is on its way out.
-struct Members<'w> {
-    subnets: Vec<&'w Record<vpc::Subnetwork>>,
-    firewalls: Vec<&'w Record<vpc::Firewall>>,
-    rules: Vec<&'w Record<lb::ForwardingRule>>,
-    /// VMs that are switched on and have a seat.
-    vms: BTreeMap<WorkloadId, &'w Record<vm::Instance>>,
+/// What makes the router as it was planned before into what it should be, as far as these members say. Costs what they
+/// cost; the result is as if [`vpc`] had been compared whole.
+pub fn vpc_change(
+    world: &World,
+    network: &Record<vpc::Network>,
+    settings: &Settings,
+    members: &Members,
+    before: &VpcPlan,
+) -> VpcChange {
+    if members.whole {
+        return VpcChange::between(before, &vpc(world, network, settings));
+    }
+    let id = NetworkId(network.id.0);
+    let now = members.settings.then(|| vpc_settings(world, network, settings));
+    let is_cut = |address: &Ipv4Addr| world.quarantine.contains_key(&(id, *address));
+    let here = |id: &EndpointId| world.connections.get(id).filter(|c| c.producer_network.0 == network.id.0);
+    VpcChange {
+        settings: now.filter(|now| *now != before.settings),
+        ports: changed(&members.ports, &before.ports, |id| port(world, network, id)),
+        vips: changed(&members.vips, &before.vips, |id| vip(world, network, *id)),
+        endpoints: changed(&members.endpoints, &before.endpoints, |id| endpoint(world, network, *id)),
+        published: changed(&members.published, &before.published, |id| publish(world, here(id)?)),
+        cut: members.cut.iter().map(|a| (*a, is_cut(a))).filter(|(a, cut)| before.cut.contains(a) != *cut).collect(),
+    }
 }
 
-fn members<'w>(world: &'w World, network: &Link) -> Members<'w> {
-    let mut out = Members { subnets: vec![], firewalls: vec![], rules: vec![], vms: BTreeMap::new() };
-    if !world.is_active(&network.project) {
-        return out;
+fn changed<K: Ord + Clone, V: PartialEq>(
+    members: &BTreeSet<K>,
+    before: &BTreeMap<K, V>,
+    plan: impl Fn(&K) -> Option<V>,
+) -> BTreeMap<K, Option<V>> {
+    let planned = members.iter().map(|id| (id, plan(id)));
+    planned.filter(|(id, now)| before.get(*id) != now.as_ref()).map(|(id, now)| (id.clone(), now)).collect()
+}
+
+/// What lives in a network; nothing while its project is on its way out.
+fn living<'w, K: Kind>(world: &'w World, network: &Record<vpc::Network>) -> impl Iterator<Item = &'w Record<K>> {
+    let is_active = world.is_active(&network.link.project);
+    world.users(&network.link).filter(move |_| is_active)
+}
+
+fn vpc_settings(world: &World, network: &Record<vpc::Network>, settings: &Settings) -> VpcSettings {
+    let subnets = living::<vpc::Subnetwork>(world, network);
+    let logs = subnets.filter_map(|s| s.spec.flow_logs.as_ref()).filter(|f| f.enable);
+    let flow_interval_s = logs.map(|f| f.interval_s).min();
+    VpcSettings {
+        mtu: network.spec.mtu,
+        firewall: firewall(world, network),
+        flow_logs: flow_interval_s.is_some(),
+        flow_interval_s: flow_interval_s.unwrap_or(5),
+        psc_idle_s: settings.psc_idle_s,
     }
-    let mut instances = BTreeMap::new();
-    for link in world.referrers(network) {
-        out.subnets.extend(world.get::<vpc::Subnetwork>(link));
-        out.firewalls.extend(world.get::<vpc::Firewall>(link));
-        out.rules.extend(world.get::<lb::ForwardingRule>(link));
-        if let Some(vm) = world.get::<vm::Instance>(link) {
-            instances.insert(&vm.link, vm);
-        }
-    }
-    for seat in world.seats.values() {
-        if let Holder::Vm(link) = &seat.holder
-            && let Some(vm) = instances.get(link)
-            && vm.spec.wanted == vm::Power::On
-        {
-            out.vms.insert(seat.workload.clone(), vm);
-        }
-    }
-    out
+}
+
+/// A VM that is switched on and has a seat.
+fn port(world: &World, network: &Record<vpc::Network>, id: &WorkloadId) -> Option<Port> {
+    let Holder::Vm(link) = &world.seats.get(id)?.holder else { return None };
+    let vm = &world.get::<vm::Instance>(link)?.spec;
+    let is_here = vm.network == network.link && vm.wanted == vm::Power::On && world.is_active(&link.project);
+    is_here.then(|| Port { address: vm.address, tags: vm.tags.iter().cloned().collect() })
 }
 
 /// In the order in which rules are tried. Source: VPC firewall rules: lower number first, deny before allow.
-fn firewall(members: &Members<'_>) -> Vec<FirewallRule> {
-    let mut rules: Vec<_> = members.firewalls.iter().filter(|f| !f.spec.disabled).collect();
+fn firewall(world: &World, network: &Record<vpc::Network>) -> Vec<FirewallRule> {
+    let mut rules: Vec<_> = living::<vpc::Firewall>(world, network).filter(|f| !f.spec.disabled).collect();
     rules.sort_by_key(|f| (f.spec.priority, f.spec.action, f.link.name.clone()));
     rules.into_iter().map(|f| firewall_rule(&f.link.name, &f.spec)).collect()
 }
@@ -144,27 +168,29 @@ fn firewall_rule(name: &str, spec: &vpc::Firewall) -> FirewallRule {
     }
 }
 
-fn vips(members: &Members<'_>) -> BTreeMap<ListenerId, Vip> {
-    let vip = |rule: &&Record<lb::ForwardingRule>| match &rule.spec.target {
-        lb::Target::HttpProxy { ports, .. } => {
-            Some((ListenerId(rule.id.0), Vip { address: rule.spec.address, ports: *ports }))
-        }
-        lb::Target::ServiceAttachment { .. } => None,
-    };
-    members.rules.iter().filter_map(vip).collect()
+fn rule<'w>(world: &'w World, network: &Record<vpc::Network>, id: u64) -> Option<&'w lb::ForwardingRule> {
+    let rule = &world.by_id::<lb::ForwardingRule>(id)?.spec;
+    (rule.network == network.link && world.is_active(&network.link.project)).then_some(rule)
 }
 
-fn endpoints(world: &World, members: &Members<'_>) -> BTreeMap<model::id::EndpointId, ConsumerEndpoint> {
-    let endpoint = |rule: &&Record<lb::ForwardingRule>| match &rule.spec.target {
+fn vip(world: &World, network: &Record<vpc::Network>, id: ListenerId) -> Option<Vip> {
+    let rule = rule(world, network, id.0)?;
+    match &rule.target {
+        lb::Target::HttpProxy { ports, .. } => Some(Vip { address: rule.address, ports: *ports }),
+        lb::Target::ServiceAttachment { .. } => None,
+    }
+}
+
+fn endpoint(world: &World, network: &Record<vpc::Network>, id: EndpointId) -> Option<ConsumerEndpoint> {
+    let rule = rule(world, network, id.0)?;
+    match &rule.target {
         lb::Target::HttpProxy { .. } => None,
         lb::Target::ServiceAttachment { .. } => {
-            let id = model::id::EndpointId(rule.id.0);
             let live = world.connections.get(&id).filter(|c| c.connection.status.forwards(c.connection.nat));
             let producer = live.filter(|c| target_of(world, c).is_some()).map(|c| c.producer_network);
-            Some((id, ConsumerEndpoint { address: rule.spec.address, producer }))
+            Some(ConsumerEndpoint { address: rule.address, producer })
         }
-    };
-    members.rules.iter().filter_map(endpoint).collect()
+    }
 }
 
 /// The load balancer behind a connection, while its attachment exists in a project that is not on its way out.
@@ -183,24 +209,21 @@ fn target_of<'w>(
     }
 }
 
-fn published(world: &World, producer: NetworkId) -> BTreeMap<model::id::EndpointId, PublishedEndpoint> {
-    let publish = |c: &crate::world::PscConnection| {
-        let nat = c.connection.nat.filter(|_| c.connection.status.forwards(c.connection.nat))?;
-        let (target, ports) = target_of(world, c)?;
-        let rule = world.get::<lb::ForwardingRule>(&c.connection.rule).filter(|r| r.id.0 == c.connection.endpoint.0)?;
-        if !world.is_active(&rule.link.project) {
-            return None;
-        }
-        Some(PublishedEndpoint {
-            consumer: c.connection.consumer_network_id,
-            address: rule.spec.address,
-            nat,
-            vip: target.spec.address,
-            ports,
-        })
-    };
-    let here = world.connections.iter().filter(|(_, c)| c.producer_network == producer);
-    here.filter_map(|(id, c)| Some((*id, publish(c)?))).collect()
+/// A connection as the producer's router sees it.
+fn publish(world: &World, c: &crate::world::PscConnection) -> Option<PublishedEndpoint> {
+    let nat = c.connection.nat.filter(|_| c.connection.status.forwards(c.connection.nat))?;
+    let (target, ports) = target_of(world, c)?;
+    let rule = world.get::<lb::ForwardingRule>(&c.connection.rule).filter(|r| r.id.0 == c.connection.endpoint.0)?;
+    if !world.is_active(&rule.link.project) {
+        return None;
+    }
+    Some(PublishedEndpoint {
+        consumer: c.connection.consumer_network_id,
+        address: rule.spec.address,
+        nat,
+        vip: target.spec.address,
+        ports,
+    })
 }
 
 /// A VM's sandbox; None while it is switched off, or it or its project is on its way out.
@@ -244,12 +267,9 @@ fn search_list(vm: &Link) -> Vec<String> {
     ]
 }
 
-/// Every forwarding rule that the proxy serves, its chain resolved.
-pub fn listeners(world: &World) -> BTreeMap<ListenerId, Listener> {
-    world.all::<lb::ForwardingRule>().filter_map(|rule| Some((ListenerId(rule.id.0), listener(world, rule)?))).collect()
-}
-
-fn listener(world: &World, rule: &Record<lb::ForwardingRule>) -> Option<Listener> {
+/// A forwarding rule that the proxy serves, its chain resolved.
+pub fn listener(world: &World, id: ListenerId) -> Option<Listener> {
+    let rule = world.by_id::<lb::ForwardingRule>(id.0)?;
     let lb::Target::HttpProxy { proxy, .. } = &rule.spec.target else { return None };
     if !world.is_active(&rule.link.project) {
         return None;
@@ -340,8 +360,8 @@ fn mac(address: Ipv4Addr) -> String {
 /// Internal names of a network's VMs, zonal and global. Source: Compute Engine internal DNS.
 pub fn names(world: &World, network: &Link) -> BTreeMap<String, Ipv4Addr> {
     let mut names = BTreeMap::new();
-    for link in world.referrers(network) {
-        let Some(vm) = world.get::<vm::Instance>(link) else { continue };
+    for vm in world.users::<vm::Instance>(network) {
+        let link = &vm.link;
         let Scope::Zone(zone) = &link.scope else { continue };
         names.insert(format!("{}.{zone}.c.{}.internal", link.name, link.project), vm.spec.address);
         names.insert(format!("{}.c.{}.internal", link.name, link.project), vm.spec.address);

@@ -68,11 +68,28 @@ pub fn settle(
     Settled { connections: out, released }
 }
 
-fn is_accepted(status: ConnectionStatus) -> bool {
-    match status {
-        ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention => true,
-        ConnectionStatus::Pending | ConnectionStatus::Rejected | ConnectionStatus::Closed => false,
+/// Decides on a connection that joins others of which none waits: for them nothing changes, so what [`settle`] would say
+/// of all is said of one. `taken` tells how many places a consumer has; `free` is the lowest free NAT address.
+pub fn join(
+    attachment: &ServiceAttachment,
+    mut joining: Connection,
+    taken: impl Fn(&Consumer) -> u32,
+    free: Option<Ipv4Addr>,
+) -> Connection {
+    joining.status = kept(attachment, Reach::Waiting, &joining);
+    let has_place = match attachment.preference {
+        Preference::AcceptAutomatic => true,
+        Preference::AcceptManual => entry(attachment, &joining).is_some_and(|e| taken(&e.consumer) < e.limit),
+    };
+    if joining.status == ConnectionStatus::Pending && has_place {
+        joining.nat = free;
+        joining.status = if free.is_some() { ConnectionStatus::Accepted } else { ConnectionStatus::NeedsAttention };
     }
+    joining
+}
+
+fn is_accepted(status: ConnectionStatus) -> bool {
+    status.has_place()
 }
 
 /// The status before places are handed out: accepted ones that stay, Rejected, Closed, and Pending for all that must
@@ -297,6 +314,44 @@ mod tests {
         assert_eq!(settled.connections.iter().map(|c| c.nat).collect::<Vec<_>>(), [Some(nat(2)), Some(nat(3)), None]);
         let again = settle(&a, Reach::Waiting, settled.connections, [nat(4)]);
         assert_eq!(statuses(&again), [Accepted; 3]);
+    }
+
+    #[test]
+    fn whoever_joins_where_nobody_waits_is_decided_on_as_if_all_were() {
+        let lists: [(&[(&str, u32)], &[&str]); 5] = [
+            (&[], &[]),
+            (&[("consumer", 2)], &[]),
+            (&[("consumer", 9)], &[]),
+            (&[], &["consumer"]),
+            (&[("other1", 2)], &[]),
+        ];
+        for preference in [AcceptAutomatic, AcceptManual] {
+            for (accept, reject) in lists {
+                for there in 0..4_u64 {
+                    let a = attachment(preference, accept, reject);
+                    let free = |count: u64| (2..6).map(nat).take(usize::try_from(count).unwrap());
+                    let all = (1..=there).map(|n| connection(n, "consumer", Pending, None)).collect();
+                    let settled = settle(&a, Reach::Waiting, all, free(4)).connections;
+                    if settled.iter().any(|c| matches!(c.status, Pending | NeedsAttention)) {
+                        continue;
+                    }
+                    for left in 0..2 {
+                        let held = |address: &Ipv4Addr| settled.iter().any(|c| c.nat == Some(*address));
+                        let free: Vec<_> = (2..9).map(nat).filter(|a| !held(a)).take(left).collect();
+                        let new = connection(9, "consumer", Pending, None);
+                        let mut together = settled.clone();
+                        together.push(new.clone());
+                        let mut wanted = settled.clone();
+                        let taken = |c: &Consumer| {
+                            let taken = settled.iter().filter(|x| is_accepted(x.status) && names(c, x)).count();
+                            u32::try_from(taken).unwrap()
+                        };
+                        wanted.push(join(&a, new, taken, free.first().copied()));
+                        assert_eq!(settle(&a, Reach::Waiting, together, free).connections, wanted);
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -503,8 +503,8 @@ fn is_newer(world: &World, service: &ServiceRecord, revision: &Revision) -> bool
 
 /// Services whose last write is decided and waits only for the proxy to know it.
 pub fn unsettled(world: &World) -> Vec<(ServiceKey, u64)> {
-    let waits = |s: &&ServiceRecord| s.observed < s.generation && !status::is_deploying(world, s);
-    world.services.values().filter(waits).map(|s| (s.key.clone(), s.generation)).collect()
+    let waits = |s: &&ServiceRecord| !status::is_deploying(world, s);
+    world.unobserved().filter(waits).map(|s| (s.key.clone(), s.generation)).collect()
 }
 
 /// The proxy obeys these services at these generations: their operations are done.

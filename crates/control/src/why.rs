@@ -197,7 +197,7 @@ fn front(world: &World, rule: &Record<lb::ForwardingRule>) -> Target {
 
 fn balancer(world: &World, rule: &Record<lb::ForwardingRule>) -> Option<Balancer> {
     let lb::Target::HttpProxy { ports, .. } = &rule.spec.target else { return None };
-    let listener = plan::listeners(world).remove(&ListenerId(rule.id.0))?;
+    let listener = plan::listener(world, ListenerId(rule.id.0))?;
     Some(Balancer { rule: rule.link.clone(), ports: *ports, listener: Box::new(listener) })
 }
 

@@ -1,23 +1,33 @@
 //! Everything known, in memory, as of one revision of the store.
 //!
 //! The world is rebuilt from the store when control starts and follows every commit after that. Planners read it; only
-//! [`crate::ops`] changes it, by committing.
+//! [`crate::ops`] changes it, by committing. What is asked for often is found by an index, so that one change costs no
+//! more where much exists.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod connections;
+mod quarantine;
+mod runs;
+mod seats;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use identity::keys::StoredKey;
 use model::{
     iam::{Policy, ServiceAccount},
-    id::{EndpointId, NetworkId, WorkloadId},
+    id::{NetworkId, ResourceId, WorkloadId},
     name::{Link, ProjectId, ProjectNumber},
     project::Project,
-    psc::{Connection, Quarantined},
+    psc::Connection,
     run::{Revision, RevisionKey, ServiceKey},
     time::Timestamp,
     vpc,
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::{connections::Connections, quarantine::Quarantine, runs::Runs, seats::Seats};
 use crate::{
     accounts::AccountKey,
     kind::{Kind, Object, Record},
@@ -32,12 +42,12 @@ pub struct World {
     pub revision: u64,
     pub projects: BTreeMap<ProjectId, Project>,
     pub objects: BTreeMap<Link, Object>,
-    pub connections: BTreeMap<EndpointId, PscConnection>,
+    pub connections: Connections,
     /// NAT addresses in quarantine, by the network they belong to.
-    pub quarantine: BTreeMap<(NetworkId, std::net::Ipv4Addr), Quarantined>,
+    pub quarantine: Quarantine,
     pub services: BTreeMap<ServiceKey, ServiceRecord>,
     pub revisions: BTreeMap<RevisionKey, Revision>,
-    pub seats: BTreeMap<WorkloadId, SeatRecord>,
+    pub seats: Seats,
     pub images: BTreeMap<String, ImageRecord>,
     /// Policies by full resource name (`projects/P`, `projects/P/locations/R/services/S`, `projects/P/serviceAccounts/E`,
     /// `organizations/N`).
@@ -52,11 +62,23 @@ pub struct World {
     pub(crate) secrets: Option<Secrets>,
     pub(crate) system_keys: BTreeMap<String, StoredKey>,
     pub(crate) revoked: BTreeMap<String, Timestamp>,
-    /// Who refers to whom, kept with every change: `referrers[target]` are the links that name it.
-    referrers: BTreeMap<Link, BTreeSet<Link>>,
+    /// Who refers to whom, kept with every change: `referrers[target][collection]` are the links that name it.
+    referrers: BTreeMap<Link, BTreeMap<String, BTreeSet<Link>>>,
+    by_id: BTreeMap<ResourceId, Link>,
+    /// Who holds which address of a subnet.
+    held: BTreeMap<Link, Held>,
+    /// Services whose last write the proxy may not know yet.
+    unobserved: BTreeSet<ServiceKey>,
     numbers: BTreeMap<ProjectNumber, ProjectId>,
     /// Names of the operations that are not done, by target.
     running: BTreeMap<Link, BTreeSet<String>>,
+}
+
+/// Addresses of one subnet.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    by_address: BTreeMap<Ipv4Addr, BTreeSet<Link>>,
+    runs: Runs,
 }
 
 /// A connection with the attachment it targets. The id tells a re-created attachment from the one that was deleted.
@@ -156,30 +178,89 @@ impl World {
         self.get::<vpc::Network>(link).map(|n| NetworkId(n.id.0))
     }
 
-    /// The resources whose spec names `target`, in link order.
+    /// The record of this kind with this id.
+    pub fn by_id<K: Kind>(&self, id: u64) -> Option<&Record<K>> {
+        self.get(self.by_id.get(&ResourceId(id))?)
+    }
+
+    /// The resources whose spec names `target`, by collection and then by link.
     pub fn referrers(&self, target: &Link) -> impl Iterator<Item = &Link> {
-        self.referrers.get(target).into_iter().flatten()
+        self.referrers.get(target).into_iter().flat_map(BTreeMap::values).flatten()
+    }
+
+    /// The resources of one kind whose spec names `target`, in link order.
+    pub fn users<'w, K: Kind>(&'w self, target: &Link) -> impl Iterator<Item = &'w Record<K>> {
+        let users = self.referrers.get(target).and_then(|all| all.get(K::COLLECTION));
+        users.into_iter().flatten().filter_map(|link| self.get(link))
+    }
+
+    /// The resources that hold this address of a subnet, in link order.
+    pub fn holders(&self, subnet: &Link, address: Ipv4Addr) -> impl Iterator<Item = &Link> {
+        self.held.get(subnet).and_then(|held| held.by_address.get(&address)).into_iter().flatten()
+    }
+
+    /// The lowest address from this one on that nobody holds.
+    pub fn free_address(&self, subnet: &Link, from: Ipv4Addr) -> Option<Ipv4Addr> {
+        self.held.get(subnet).map_or(Some(from), |held| held.runs.free_from(from))
+    }
+
+    /// Services whose last write the proxy may not know yet.
+    pub fn unobserved(&self) -> impl Iterator<Item = &ServiceRecord> {
+        self.unobserved.iter().filter_map(|key| self.services.get(key))
     }
 
     pub(crate) fn put_object(&mut self, object: Object) {
         let link = object.link().clone();
         self.remove_object(&link);
         for reference in object.references() {
-            self.referrers.entry(reference.to).or_default().insert(link.clone());
+            let users = self.referrers.entry(reference.to).or_default();
+            users.entry(link.collection.clone()).or_default().insert(link.clone());
+        }
+        self.by_id.insert(object.id(), link.clone());
+        if let Some((subnet, address)) = object.held_address() {
+            let held = self.held.entry(subnet.clone()).or_default();
+            held.by_address.entry(address).or_default().insert(link.clone());
+            held.runs.insert(address);
         }
         self.objects.insert(link, object);
     }
 
     pub(crate) fn remove_object(&mut self, link: &Link) {
         let Some(old) = self.objects.remove(link) else { return };
+        self.by_id.remove(&old.id());
+        if let Some((subnet, address)) = old.held_address() {
+            self.let_go(subnet, address, link);
+        }
         for reference in old.references() {
-            if let Some(users) = self.referrers.get_mut(&reference.to) {
-                users.remove(link);
-                if users.is_empty() {
-                    self.referrers.remove(&reference.to);
+            let Some(users) = self.referrers.get_mut(&reference.to) else { continue };
+            if let Some(links) = users.get_mut(&link.collection) {
+                links.remove(link);
+                if links.is_empty() {
+                    users.remove(&link.collection);
                 }
             }
+            if users.is_empty() {
+                self.referrers.remove(&reference.to);
+            }
         }
+    }
+
+    fn let_go(&mut self, subnet: &Link, address: Ipv4Addr, link: &Link) {
+        let Some(held) = self.held.get_mut(subnet) else { return };
+        let Some(holders) = held.by_address.get_mut(&address) else { return };
+        holders.remove(link);
+        if holders.is_empty() {
+            held.by_address.remove(&address);
+            held.runs.remove(address);
+        }
+        if held.by_address.is_empty() {
+            self.held.remove(subnet);
+        }
+    }
+
+    /// Names of the operations that are not done.
+    pub fn running(&self) -> impl Iterator<Item = &String> {
+        self.running.values().flatten()
     }
 
     /// The operations on a resource that are not done.
@@ -203,6 +284,20 @@ impl World {
                 self.running.remove(&old.target);
             }
         }
+    }
+
+    pub(crate) fn put_service(&mut self, service: ServiceRecord) {
+        if service.observed < service.generation {
+            self.unobserved.insert(service.key.clone());
+        } else {
+            self.unobserved.remove(&service.key);
+        }
+        self.services.insert(service.key.clone(), service);
+    }
+
+    pub(crate) fn remove_service(&mut self, key: &ServiceKey) {
+        self.unobserved.remove(key);
+        self.services.remove(key);
     }
 
     pub(crate) fn put_project(&mut self, project: Project) {

@@ -67,6 +67,11 @@ impl ConnectionStatus {
         }
     }
 
+    /// Whether it counts against the limit of its consumer.
+    pub fn has_place(self) -> bool {
+        matches!(self, ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             ConnectionStatus::Accepted => "ACCEPTED",

@@ -259,7 +259,7 @@ mod tests {
             created: Timestamp(0),
         };
         let seat = SeatRecord { workload: id(), uid_base: 0, incarnation: 1, holder };
-        world.seats.insert(id(), seat);
+        world.seats.put(seat);
         world
     }
 
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(entry["resource"]["labels"]["revision_name"], "hello-00001-abc");
         assert_eq!(entry["labels"], serde_json::json!({"instanceId": "00ab", "team": "a"}));
         assert_eq!(answer, ToHost::Logged { workload: id(), next: 1 });
-        world.seats.clear();
+        world.seats.take(&id());
         world.revisions.clear();
         printed.forget(&world, Timestamp(10));
         let (entries, _) = printed.lines(&world, batch(1, 0, &["farewell"]), Timestamp(10));

@@ -10,8 +10,8 @@ use model::{
     limits::{MINTS_MAX, RUN_RESTART_MAX, RUN_RESTART_MIN},
     planned::{
         edge::{EdgeItem, EdgeKey, FromProxy},
-        guest::{FromGuest, GuestItem, GuestKey, ToGuest, Want},
-        host::{CellId, CellPlan, FromHost, SandboxEvent, ToHost},
+        guest::{FromGuest, ToGuest, Want},
+        host::{FabricPlan, FromHost, SandboxEvent, ToHost},
     },
     time::Timestamp,
     vm,
@@ -19,6 +19,7 @@ use model::{
 
 use super::printed::Printed;
 use crate::{
+    dirty::Dirty,
     entries,
     instances::{Action, Event, Fleet, Tuning},
     kind::{Kind, Record},
@@ -45,49 +46,44 @@ impl Serving {
         Serving { fleet, mint, journal, asks: Vec::new(), deaths: BTreeMap::new(), printed: Printed::default() }
     }
 
-    /// The fabric and every container instance.
-    pub(super) fn cells(&self, world: &World) -> BTreeMap<CellId, CellPlan> {
+    /// Something beside the world changed on which plans depend.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.fleet.touched().is_empty()
+    }
+
+    /// What depends on it, since the last call.
+    pub(super) fn dirty(&mut self) -> Dirty {
+        let touched = self.fleet.take_touched();
+        let fabric = !touched.is_empty();
+        Dirty { fabric, edge: touched.into_iter().map(EdgeKey::Revision).collect(), ..Dirty::default() }
+    }
+
+    pub(super) fn fabric(&self, world: &World) -> FabricPlan {
         let mut fabric = self.fleet.fabric(world);
         for network in world.all::<model::vpc::Network>() {
             let id = model::id::NetworkId(network.id.0);
             fabric.sources.insert(id, crate::plan::source_prefix(id));
         }
-        let container = |seat: &crate::world::SeatRecord| {
-            let plan = run::plan::sandbox(world, seat)?;
-            Some((CellId::Workload(seat.workload.clone()), CellPlan::Workload(plan)))
-        };
-        let mut cells: BTreeMap<CellId, CellPlan> = world.seats.values().filter_map(container).collect();
-        cells.insert(CellId::Fabric, CellPlan::Fabric(fabric));
-        cells
+        fabric
     }
 
-    pub(super) fn edge(&self, world: &World) -> BTreeMap<EdgeKey, EdgeItem> {
-        let mut items = BTreeMap::new();
-        for record in world.services.values() {
-            if let Some(service) = run::plan::service(world, record) {
-                let item = EdgeItem::Service(record.key.clone(), Box::new(service));
-                items.insert(EdgeKey::Service(record.key.clone()), item);
+    /// A service or a revision.
+    pub(super) fn edge(&self, world: &World, key: &EdgeKey) -> Option<EdgeItem> {
+        match key {
+            EdgeKey::Service(key) => {
+                let service = run::plan::service(world, world.services.get(key)?)?;
+                Some(EdgeItem::Service(key.clone(), Box::new(service)))
             }
-        }
-        for key in world.revisions.keys() {
-            let instances = self.fleet.edge_instances(world, key);
-            if let Some(revision) = run::plan::revision(world, key, instances) {
-                items.insert(EdgeKey::Revision(key.clone()), EdgeItem::Revision(key.clone(), Box::new(revision)));
+            EdgeKey::Revision(key) => {
+                let revision = run::plan::revision(world, key, self.fleet.edge_instances(world, key))?;
+                Some(EdgeItem::Revision(key.clone(), Box::new(revision)))
             }
+            EdgeKey::Network(_) | EdgeKey::Listener(_) => None,
         }
-        items
     }
 
     pub(super) fn keys(&self) -> EdgeItem {
         EdgeItem::Keys(self.mint.public())
-    }
-
-    pub(super) fn guests(&self, world: &World) -> BTreeMap<GuestKey, GuestItem> {
-        let guest = |seat: &crate::world::SeatRecord| {
-            let (seat, identity) = run::plan::identity(world, seat)?;
-            Some((GuestKey::Workload(seat), GuestItem::Workload(seat, Box::new(identity))))
-        };
-        world.seats.values().filter_map(guest).collect()
     }
 
     /// True when plans depend on something that changed beside the world.
@@ -199,12 +195,8 @@ impl Serving {
     }
 
     /// Tells the activity log which operations have ended.
-    pub(super) fn log_ends(&self, changes: &[Change]) {
-        let ended = |change: &Change| match change {
-            Change::Operation(operation) => entries::ended(operation),
-            _ => None,
-        };
-        self.journal.append(&changes.iter().filter_map(ended).collect::<Vec<_>>());
+    pub(super) fn log_ends(&self, operations: &[Operation]) {
+        self.journal.append(&operations.iter().filter_map(entries::ended).collect::<Vec<_>>());
     }
 
     /// Answers to what was asked before there was a key to sign with.

@@ -12,7 +12,7 @@ use model::{
     iam::Principal,
     name::{self, ProjectId, Scope},
     planned::host::SandboxEvent,
-    vm,
+    vm, vpc,
 };
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -26,6 +26,7 @@ use crate::{
     ops::{Call, Caller, Draft},
     projects::{self, ADMIN_DEFAULT, Wanted},
     tokens::Mint,
+    world::{Holder, World},
 };
 
 /// A driver with a proxy and a guest that agree to everything. The host is the test's.

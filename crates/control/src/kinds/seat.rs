@@ -20,13 +20,15 @@ pub fn free_uid_base(world: &World, txn: &Txn) -> Result<u32, Fault> {
         Change::Seat(seat) => Some(seat.uid_base),
         _ => None,
     });
-    let taken: std::collections::BTreeSet<u32> = world.seats.values().map(|s| s.uid_base).chain(pending).collect();
-    let above = taken.last().map_or(UID_FIRST, |last| last.saturating_add(limits::SANDBOX_UIDS));
+    let pending: std::collections::BTreeSet<u32> = pending.collect();
+    let taken = world.seats.uid_bases();
+    let last = taken.last().max(pending.last());
+    let above = last.map_or(UID_FIRST, |last| last.saturating_add(limits::SANDBOX_UIDS));
     if (UID_FIRST..UID_END).contains(&above) {
         return Ok(above);
     }
     let mut ranges = (UID_FIRST..UID_END).step_by(usize::try_from(limits::SANDBOX_UIDS).expect("65536 fits"));
-    ranges.find(|base| !taken.contains(base)).ok_or_else(|| {
+    ranges.find(|base| !taken.contains(base) && !pending.contains(base)).ok_or_else(|| {
         let text = "This machine has no room for another sandbox: every range of uids is in use.";
         Fault::new(Code::ResourceExhausted, "quotaExceeded", text)
     })

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, mem, net::Ipv4Addr};
 
 use model::{
+    cidr::Cidr,
     fault::{Code, Fault},
     id::{EndpointId, NetworkId},
     lb::{ForwardingRule, Target},
@@ -228,10 +229,7 @@ pub fn connections<'w>(
     attachment: &Record<ServiceAttachment>,
     world: &'w World,
 ) -> impl Iterator<Item = &'w PscConnection> + use<'w> {
-    let id = attachment.id;
-    let mut all: Vec<&PscConnection> = world.connections.values().filter(|c| c.attachment_id == id).collect();
-    all.sort_by_key(|c| (c.connection.created, c.connection.endpoint));
-    all.into_iter()
+    world.connections.of_attachment(attachment.id)
 }
 
 /// Keeps a released NAT address from its next tenant while replies to the last one may still be on their way.
@@ -256,6 +254,9 @@ impl<'a> Round<'a> {
     }
 
     pub(crate) fn settle(self, world: &World, txn: &mut Txn) {
+        if self.concerns_nobody_else(world, txn.steady) {
+            return self.settle_one(world, txn);
+        }
         let mut before: Vec<PscConnection> = connections(self.attachment, world)
             .filter(|c| Some(c.connection.endpoint) != self.leaving)
             .chain(&self.joining)
@@ -278,15 +279,30 @@ impl<'a> Round<'a> {
         }
     }
 
+    /// One comes or goes, nobody waits for a place or an address, and none has just fallen free: then nothing changes for
+    /// the others, however many they are, and they need not be looked at.
+    fn concerns_nobody_else(&self, world: &World, now: Timestamp) -> bool {
+        self.reach == Reach::Waiting
+            && self.resized.is_none()
+            && (self.joining.is_some() || self.leaving.is_some())
+            && !world.connections.any_waits(self.attachment.id)
+            && world.quarantine.over(now).next().is_none()
+    }
+
+    fn settle_one(self, world: &World, txn: &mut Txn) {
+        let Some(mut joining) = self.joining else { return };
+        let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|l| world.get::<vpc::Subnetwork>(l));
+        let free = ranges.map(|s| s.spec.range).find_map(|range| lowest_free(range, joining.producer_network, world));
+        let taken = |consumer: &Consumer| world.connections.taken(self.attachment.id, consumer);
+        joining.connection = psc::join(&self.attachment.spec, joining.connection, taken, free);
+        txn.push(Change::Connection(Box::new(joining)));
+    }
+
     /// NAT addresses that nobody holds and that are not in quarantine: the subnets in their order, each from its lowest
     /// address. No more than a settling of `connections` can need.
     fn free_addresses(&self, network: NetworkId, connections: usize, world: &World, now: Timestamp) -> Vec<Ipv4Addr> {
-        let used: BTreeSet<Ipv4Addr> = world
-            .connections
-            .values()
-            .filter(|c| c.producer_network == network)
-            .filter_map(|c| c.connection.nat)
-            .collect();
+        let used: BTreeSet<Ipv4Addr> =
+            world.connections.of_producer(network).filter_map(|c| c.connection.nat).collect();
         let quarantined =
             |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| !q.is_over(now));
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|link| match self.resized {
@@ -295,6 +311,22 @@ impl<'a> Round<'a> {
         });
         let addresses = ranges.flat_map(|range| range.usable());
         addresses.filter(|a| !used.contains(a) && !quarantined(a)).take(connections).collect()
+    }
+}
+
+/// The lowest address of the range that is neither held nor in quarantine.
+fn lowest_free(range: Cidr, network: NetworkId, world: &World) -> Option<Ipv4Addr> {
+    let mut address = range.usable().next()?;
+    loop {
+        let unheld = world.connections.nats(network).map_or(Some(address), |held| held.free_from(address))?;
+        let rested = world.quarantine.free_from(network, unheld)?;
+        if !range.is_usable(rested) {
+            return None;
+        }
+        if rested == unheld {
+            return Some(rested);
+        }
+        address = rested;
     }
 }
 
@@ -313,8 +345,7 @@ fn lift_quarantine(network: NetworkId, world: &World, txn: &mut Txn) {
 
 /// Hands addresses that left quarantine to the endpoints that wait for one.
 pub fn relieve(world: &World, txn: &mut Txn) {
-    let is_waiting = |c: &&PscConnection| c.connection.status == ConnectionStatus::NeedsAttention;
-    let waiting: BTreeSet<&Link> = world.connections.values().filter(is_waiting).map(|c| &c.attachment).collect();
+    let waiting: BTreeSet<&Link> = world.connections.with_waiting().map(|c| &c.attachment).collect();
     for attachment in waiting.into_iter().filter_map(|link| world.get::<ServiceAttachment>(link)) {
         Round::new(attachment, Reach::Waiting).settle(world, txn);
     }

@@ -27,13 +27,13 @@ use crate::{
     projects::{self, ADMIN_DEFAULT, Wanted},
 };
 
-struct Scene {
-    control: Control,
-    admin: Caller,
+pub(crate) struct Scene {
+    pub control: Control,
+    pub admin: Caller,
 }
 
 impl Scene {
-    fn new() -> Scene {
+    pub fn new() -> Scene {
         let clock = AtomicI64::new(1);
         let tell = Arc::new(move || Timestamp(clock.fetch_add(1, Ordering::Relaxed)));
         let control = Control::open(Arc::new(store::Embedded::in_memory()), tell).unwrap();
@@ -47,7 +47,7 @@ impl Scene {
         scene
     }
 
-    fn insert<K: Kind>(&self, name: &str, scope: Scope, spec: K) -> Result<Link, Fault> {
+    pub fn insert<K: Kind>(&self, name: &str, scope: Scope, spec: K) -> Result<Link, Fault> {
         let link = Link::new(&project(), scope, K::COLLECTION, name);
         let draft = Draft {
             link: link.clone(),
@@ -62,11 +62,11 @@ impl Scene {
         Ok(link)
     }
 
-    fn subnet(&self, name: &str, spec: vpc::Subnetwork) -> Result<Link, Fault> {
+    pub fn subnet(&self, name: &str, spec: vpc::Subnetwork) -> Result<Link, Fault> {
         self.insert(name, region(), spec)
     }
 
-    fn change<K: Kind>(&self, link: &Link, edit: impl Fn(&mut Record<K>)) -> Result<(), Fault> {
+    pub fn change<K: Kind>(&self, link: &Link, edit: impl Fn(&mut Record<K>)) -> Result<(), Fault> {
         let call = Call { caller: &self.admin, verb: "patch", request_id: None };
         let edit = |_: &_, record: &mut Record<K>| {
             edit(record);
@@ -75,25 +75,25 @@ impl Scene {
         self.control.change(call, link, edit).map(drop)
     }
 
-    fn delete<K: Kind>(&self, link: &Link) -> Result<(), Fault> {
+    pub fn delete<K: Kind>(&self, link: &Link) -> Result<(), Fault> {
         let call = Call { caller: &self.admin, verb: "delete", request_id: None };
         self.control.delete::<K>(call, link).map(drop)
     }
 }
 
-fn project() -> ProjectId {
+pub(crate) fn project() -> ProjectId {
     "producer-1".parse().unwrap()
 }
 
-fn region() -> Scope {
+pub(crate) fn region() -> Scope {
     Scope::Region("us-west1".parse().unwrap())
 }
 
-fn network() -> Link {
+pub(crate) fn network() -> Link {
     Link::new(&project(), Scope::Global, "networks", "n")
 }
 
-fn subnet(range: &str, purpose: Purpose, role: Option<ProxyRole>) -> vpc::Subnetwork {
+pub(crate) fn subnet(range: &str, purpose: Purpose, role: Option<ProxyRole>) -> vpc::Subnetwork {
     vpc::Subnetwork {
         network: network(),
         range: range.parse().unwrap(),
@@ -105,7 +105,7 @@ fn subnet(range: &str, purpose: Purpose, role: Option<ProxyRole>) -> vpc::Subnet
     }
 }
 
-fn private(range: &str) -> vpc::Subnetwork {
+pub(crate) fn private(range: &str) -> vpc::Subnetwork {
     subnet(range, Purpose::Private, None)
 }
 

@@ -10,7 +10,7 @@ use model::{
 
 use crate::{
     run::region_code,
-    world::{Holder, ServiceRecord, World},
+    world::{ServiceRecord, World},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ pub fn tag_url(project: &Project, key: &ServiceKey, tag: &str) -> String {
 
 /// Whether a revision has a place to run in at all, now.
 pub fn has_instances(world: &World, key: &RevisionKey) -> bool {
-    world.seats.values().any(|s| matches!(&s.holder, Holder::Container { revision, .. } if revision == key))
+    world.seats.of_revision(key).next().is_some()
 }
 
 /// A revision's seconds from its making to `since`, as its messages say them.
