@@ -2,6 +2,7 @@
 //! bench` prints each promise of SPECIFICATION.md beside its measure.
 
 mod bench;
+mod fuzz;
 mod leaks;
 mod test;
 mod tidy;
@@ -17,6 +18,9 @@ usage: cargo xtask <command>
   test [FLOOR...]   all tests, or those of the floors named: unit, lab, acceptance; ends with counts per floor
   tidy              the house rules: arrows between crates, sizes, docstrings, unsafe, decision records
   bench [NAME...]   measures, each beside its peer in the same run; installs the peers (haproxy, crun, wrk) with apt
+  fuzz [TARGET...] [--minutes N] [--keep]
+                    looks for bytes that break a parser, N minutes (1) for each target; --keep adds what reaches
+                    new code to fuzz/corpus, which the tests read
   leaks             what of ours is left on this machine (namespaces, mounts, cgroups, processes, files)";
 
 fn main() -> ExitCode {
@@ -26,6 +30,7 @@ fn main() -> ExitCode {
         "test" => test::run(rest),
         "tidy" => tidy::run(),
         "bench" => bench::run(rest),
+        "fuzz" => fuzz::run(rest),
         "leaks" => leaks::run(),
         _ => {
             eprintln!("{USAGE}");

@@ -32,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("acceptance", EVERYTHING),
     ("bench", EVERYTHING),
     ("bench", &["host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo"]),
+    ("fuzz", EVERYTHING),
     ("xtask", &[]),
 ];
 
@@ -93,7 +94,7 @@ fn sources() -> Vec<(PathBuf, String)> {
         }
     }
     let mut out = Vec::new();
-    for dir in ["crates", "acceptance", "bench", "xtask", "images"] {
+    for dir in ["crates", "acceptance", "bench", "fuzz", "xtask", "images"] {
         walk(&root().join(dir), &mut out);
     }
     out.sort();

@@ -93,8 +93,8 @@ impl Accounts {
     }
 }
 
-/// Source: useradd(8), the portable names.
-fn is_name(name: &str) -> bool {
+/// Whether a user that is made here may be called so. Source: useradd(8), the portable names.
+pub fn is_name(name: &str) -> bool {
     let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
     let rest = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'.'));
     first && rest && name.len() <= NAME_BYTES_MAX

@@ -8,21 +8,21 @@ use serde_json::Value;
 
 /// The attributes that decide, of the instance and of its project: JSON objects of strings.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Attributes {
-    pub(crate) instance: Value,
-    pub(crate) project: Value,
+pub struct Attributes {
+    pub instance: Value,
+    pub project: Value,
 }
 
 /// Why no key of the metadata counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OsLogin;
+pub struct OsLogin;
 
 impl Attributes {
     /// Whether `key` may log in as `user`.
     ///
     /// # Errors
     /// The metadata asks for OS Login, which there is not.
-    pub(crate) fn admit(&self, user: &str, key: &PublicKey, now: Timestamp) -> Result<bool, OsLogin> {
+    pub fn admit(&self, user: &str, key: &PublicKey, now: Timestamp) -> Result<bool, OsLogin> {
         let os_login = text(&self.instance, "enable-oslogin").or(text(&self.project, "enable-oslogin"));
         if os_login.is_some_and(is_true) {
             return Err(OsLogin);

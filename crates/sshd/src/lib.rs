@@ -3,8 +3,8 @@
 //! It is this binary, started by the VM's init as the VM's root; nothing of it is in the image. The protocol is
 //! `russh`'s; ours is who ([`keys`], [`accounts`]) and what ([`server`], [`process`], [`sftp`]). Start with [`serve`].
 
-mod accounts;
-mod keys;
+pub mod accounts;
+pub mod keys;
 mod metadata;
 mod process;
 mod server;

@@ -1,0 +1,41 @@
+//! Everything that reads a stranger's bytes, one function for each door: it is given any bytes and panics when what must
+//! hold does not.
+//!
+//! `cargo xtask fuzz` lets libFuzzer look for such bytes (`fuzz/libfuzzer`, a workspace of its own that the ordinary
+//! build does not see). What it found worth keeping lies in `fuzz/corpus`, a directory for each target, and is read
+//! again whenever the tests run. Start with [`TARGETS`].
+
+mod calls;
+mod entries;
+mod metadata;
+mod packets;
+mod tunnels;
+
+/// A function that survives any bytes.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name, which is also that of its corpus.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("call", calls::call),
+    ("batch", calls::batch),
+    ("body", calls::body),
+    ("list", calls::list),
+    ("token", calls::token),
+    ("log-filter", entries::filter),
+    ("log-write", entries::write),
+    ("log-line", entries::line),
+    ("tunnel", tunnels::tunnel),
+    ("tunnel-cuts", tunnels::cuts),
+    ("handshake", tunnels::handshake),
+    ("ssh-keys", metadata::keys),
+    ("ssh-accounts", metadata::accounts),
+    ("metadata", metadata::metadata),
+    ("dns", packets::dns),
+    ("netlink", packets::netlink),
+    ("ipc", packets::ipc),
+];
+
+/// The target of this name.
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.iter().find(|(known, _)| *known == name).map(|(_, target)| *target)
+}
