@@ -62,8 +62,9 @@ fn instance_id(world: &World, workload: &WorkloadId) -> Option<String> {
 
 /// The flow log's entries of one record: one for each end that is a VM in a subnet that keeps a flow log.
 pub fn flow(world: &World, record: &FlowRecord, now: Timestamp) -> Vec<Entry> {
-    let Some(network) = world.all::<vpc::Network>().find(|n| n.id.0 == record.network.0) else { return Vec::new() };
-    let (src, dst) = (vm_at(world, &network.link, record.src), vm_at(world, &network.link, record.dst));
+    let Some(network) = world.by_id::<vpc::Network>(record.network.0) else { return Vec::new() };
+    let vm_at = |address| world.at::<vm::Instance>(&network.link, address);
+    let (src, dst) = (vm_at(record.src), vm_at(record.dst));
     let ends = [(Reporter::Src, src, dst, record.dst), (Reporter::Dest, dst, src, record.src)];
     let entry = |(reporter, near, far, peer): (
         Reporter,
@@ -85,10 +86,6 @@ pub fn flow(world: &World, record: &FlowRecord, now: Timestamp) -> Vec<Entry> {
         Some(records::flow_entry(record, &names, now, random::number()))
     };
     ends.into_iter().filter_map(entry).collect()
-}
-
-fn vm_at<'w>(world: &'w World, network: &Link, address: Ipv4Addr) -> Option<&'w Record<vm::Instance>> {
-    world.referrers(network).filter_map(|link| world.get::<vm::Instance>(link)).find(|vm| vm.spec.address == address)
 }
 
 fn vm_names(vm: &Record<vm::Instance>) -> Option<VmNames> {
@@ -113,12 +110,8 @@ fn vpc_names(network: &Link, subnet: &Link) -> Option<VpcNames> {
 
 /// The Private Service Connect endpoint that has this address in the network.
 fn psc_at(world: &World, network: &Link, address: Ipv4Addr) -> Option<PscNames> {
-    let endpoint = |r: &&Record<lb::ForwardingRule>| {
-        r.spec.address == address && matches!(r.spec.target, lb::Target::ServiceAttachment { .. })
-    };
-    let rule = world.referrers(network).filter_map(|link| world.get::<lb::ForwardingRule>(link)).find(endpoint)?;
-    let holds = |s: &&Record<vpc::Subnetwork>| s.spec.network == *network && s.spec.range.contains(address);
-    let subnet = world.all::<vpc::Subnetwork>().find(holds)?;
+    let rule = world.at::<lb::ForwardingRule>(network, address)?;
+    let subnet = world.subnet_of(network, address)?;
     let connection = world.connections.get(&model::id::EndpointId(rule.id.0))?;
     Some(PscNames { connection_id: connection.connection.connection_id.0, vpc: vpc_names(network, &subnet.link)? })
 }

@@ -463,10 +463,7 @@ impl Control {
 
     /// The operation that the same caller began under this `requestId`.
     pub fn repeated(&self, caller: &Caller, request_id: Option<&str>) -> Option<Operation> {
-        let id = request_id?;
-        let world = self.read();
-        let same = |o: &&Operation| o.request_id.as_deref() == Some(id) && o.user == caller.principal.email();
-        world.operations.values().find(same).cloned()
+        self.read().requested(caller.principal.email(), request_id?).cloned()
     }
 
     /// Marks operations as done; for the driver.

@@ -32,7 +32,7 @@ use model::{
         guest::{MintRefusal, Minted, Realm, Seat, Want},
     },
     time::Timestamp,
-    vm,
+    vm, vpc,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ use crate::{
     kind::Record,
     ops::{Caller, Change, Control},
     policies, projects,
-    world::{Holder, World},
+    world::World,
 };
 
 pub const CLOUD_PLATFORM: &str = "https://www.googleapis.com/auth/cloud-platform";
@@ -501,19 +501,14 @@ enum Tenant<'w> {
 fn tenant(world: &World, seat: Seat) -> Option<Tenant<'_>> {
     match seat.realm {
         Realm::Vpc(network) => {
-            let here = |r: &&Record<vm::Instance>| {
-                r.spec.address == seat.address && world.network_id(&r.spec.network) == Some(network)
-            };
-            let record = world.all::<vm::Instance>().find(here)?;
+            let record = world.at::<vm::Instance>(&world.by_id::<vpc::Network>(network.0)?.link, seat.address)?;
             Some(Tenant::Vm { record, account: record.spec.service_account.as_ref()? })
         }
-        Realm::Fabric => world.seats.values().find_map(|s| match &s.holder {
-            Holder::Container { revision, v4, .. } if *v4 == seat.address => {
-                let account = &world.revisions.get(revision)?.template.service_account;
-                Some(Tenant::Container { project: world.projects.get(&revision.service.project)?, account })
-            }
-            Holder::Container { .. } | Holder::Vm(_) => None,
-        }),
+        Realm::Fabric => {
+            let revision = world.seats.at(seat.address)?;
+            let account = &world.revisions.get(revision)?.template.service_account;
+            Some(Tenant::Container { project: world.projects.get(&revision.service.project)?, account })
+        }
     }
 }
 

@@ -72,6 +72,8 @@ pub struct World {
     numbers: BTreeMap<ProjectNumber, ProjectId>,
     /// Names of the operations that are not done, by target.
     running: BTreeMap<Link, BTreeSet<String>>,
+    /// Names of operations by who asked for them and the request's id.
+    requests: BTreeMap<(String, String), String>,
 }
 
 /// Addresses of one subnet.
@@ -199,6 +201,16 @@ impl World {
         self.held.get(subnet).and_then(|held| held.by_address.get(&address)).into_iter().flatten()
     }
 
+    /// What holds this address of a network and is of this kind.
+    pub fn at<K: Kind>(&self, network: &Link, address: Ipv4Addr) -> Option<&Record<K>> {
+        self.holders(&self.subnet_of(network, address)?.link, address).find_map(|link| self.get(link))
+    }
+
+    /// The subnet of a network in which this address is.
+    pub fn subnet_of(&self, network: &Link, address: Ipv4Addr) -> Option<&Record<vpc::Subnetwork>> {
+        self.users::<vpc::Subnetwork>(network).find(|subnet| subnet.spec.range.contains(address))
+    }
+
     /// The lowest address from this one on that nobody holds.
     pub fn free_address(&self, subnet: &Link, from: Ipv4Addr) -> Option<Ipv4Addr> {
         self.held.get(subnet).map_or(Some(from), |held| held.runs.free_from(from))
@@ -273,6 +285,9 @@ impl World {
         if !operation.is_done() {
             self.running.entry(operation.target.clone()).or_default().insert(operation.name.clone());
         }
+        if let Some(id) = &operation.request_id {
+            self.requests.insert((operation.user.clone(), id.clone()), operation.name.clone());
+        }
         self.operations.insert(operation.name.clone(), operation);
     }
 
@@ -284,6 +299,14 @@ impl World {
                 self.running.remove(&old.target);
             }
         }
+        if let Some(id) = old.request_id {
+            self.requests.remove(&(old.user, id));
+        }
+    }
+
+    /// The operation that a request of this user with this id began.
+    pub fn requested(&self, user: &str, request_id: &str) -> Option<&Operation> {
+        self.operations.get(self.requests.get(&(user.to_owned(), request_id.to_owned()))?)
     }
 
     pub(crate) fn put_service(&mut self, service: ServiceRecord) {

@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     ops::Txn,
     projects::{ADMIN_DEFAULT, Wanted},
-    world::SeatRecord,
+    world::{Holder, SeatRecord},
 };
 
 const START_S: i64 = 1_800_000_000;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     ops::Deref,
 };
 
@@ -14,6 +15,8 @@ use super::{Holder, SeatRecord};
 pub struct Seats {
     all: BTreeMap<WorkloadId, SeatRecord>,
     by_revision: BTreeMap<RevisionKey, BTreeSet<WorkloadId>>,
+    /// Whose instance has this address on the fabric.
+    by_address: BTreeMap<Ipv4Addr, RevisionKey>,
     uid_bases: BTreeSet<u32>,
 }
 
@@ -36,6 +39,11 @@ impl Seats {
         self.by_revision.values().flatten().filter_map(|id| self.all.get(id))
     }
 
+    /// The revision whose instance has this address on the fabric.
+    pub fn at(&self, address: Ipv4Addr) -> Option<&RevisionKey> {
+        self.by_address.get(&address)
+    }
+
     /// Where the ranges of uids in use begin.
     pub fn uid_bases(&self) -> &BTreeSet<u32> {
         &self.uid_bases
@@ -44,7 +52,8 @@ impl Seats {
     pub(crate) fn put(&mut self, seat: SeatRecord) {
         self.take(&seat.workload);
         self.uid_bases.insert(seat.uid_base);
-        if let Holder::Container { revision, .. } = &seat.holder {
+        if let Holder::Container { revision, v4, .. } = &seat.holder {
+            self.by_address.insert(*v4, revision.clone());
             self.by_revision.entry(revision.clone()).or_default().insert(seat.workload.clone());
         }
         self.all.insert(seat.workload.clone(), seat);
@@ -53,9 +62,9 @@ impl Seats {
     pub(crate) fn take(&mut self, id: &WorkloadId) {
         let Some(seat) = self.all.remove(id) else { return };
         self.uid_bases.remove(&seat.uid_base);
-        if let Holder::Container { revision, .. } = &seat.holder
-            && let Some(ids) = self.by_revision.get_mut(revision)
-        {
+        let Holder::Container { revision, v4, .. } = &seat.holder else { return };
+        self.by_address.remove(v4);
+        if let Some(ids) = self.by_revision.get_mut(revision) {
             ids.remove(id);
             if ids.is_empty() {
                 self.by_revision.remove(revision);
