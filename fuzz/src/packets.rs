@@ -1,6 +1,6 @@
 //! Datagrams and frames: DNS from workloads, netlink from the kernel, frames between our processes.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::OnceLock};
+use std::{net::Ipv4Addr, sync::OnceLock};
 
 use guest::dns::{Transport, Zone, answer};
 use host::netlink::{
@@ -14,7 +14,11 @@ use model::{
 
 fn zone() -> &'static Zone {
     static ZONE: OnceLock<Zone> = OnceLock::new();
-    ZONE.get_or_init(|| Zone::new(BTreeMap::from([("vm.c.proj-one.internal".to_owned(), Ipv4Addr::new(10, 0, 0, 2))])))
+    ZONE.get_or_init(|| {
+        let mut zone = Zone::default();
+        zone.add("vm.c.proj-one.internal", Ipv4Addr::new(10, 0, 0, 2));
+        zone
+    })
 }
 
 /// A datagram at port 53: its answer fits, is an answer to it, and is never itself answered.

@@ -38,8 +38,8 @@ pub struct Dirty {
     pub workloads: BTreeSet<WorkloadId>,
     pub fabric: bool,
     pub edge: BTreeSet<EdgeKey>,
-    /// Networks whose names may have changed.
-    pub names: BTreeSet<NetworkId>,
+    /// VMs whose names in a network may have changed.
+    pub names: BTreeSet<(NetworkId, Link)>,
 }
 
 /// Members of one VPC.
@@ -191,7 +191,6 @@ impl Dirty {
     fn network(&mut self, world: &World, network: &Record<vpc::Network>) {
         let id = NetworkId(network.id.0);
         self.vpc(id).whole = true;
-        self.names.insert(id);
         self.edge.insert(EdgeKey::Network(id));
         self.fabric = true;
         self.vms(world, &network.link);
@@ -208,7 +207,7 @@ impl Dirty {
         if let Some(id) = world.network_id(&vm.spec.network) {
             self.vpc(id).ports.insert(workload);
             if comes_or_goes {
-                self.names.insert(id);
+                self.names.insert((id, vm.link.clone()));
             }
         }
     }

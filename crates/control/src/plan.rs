@@ -16,7 +16,7 @@ use model::{
     name::{Link, Scope},
     planned::{
         edge::{Listener, Matcher, Route},
-        guest::{Account, Identity, Machine, Realm, Seat},
+        guest::{Account, Identity, Machine, Names, Realm, Seat},
         host::{
             Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Rootfs,
             SandboxLimits, SandboxPlan, Vip, VpcChange, VpcPlan, VpcSettings,
@@ -357,14 +357,11 @@ fn mac(address: Ipv4Addr) -> String {
     format!("42:01:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
-/// Internal names of a network's VMs, zonal and global. Source: Compute Engine internal DNS.
-pub fn names(world: &World, network: &Link) -> BTreeMap<String, Ipv4Addr> {
-    let mut names = BTreeMap::new();
-    for vm in world.users::<vm::Instance>(network) {
-        let link = &vm.link;
-        let Scope::Zone(zone) = &link.scope else { continue };
-        names.insert(format!("{}.{zone}.c.{}.internal", link.name, link.project), vm.spec.address);
-        names.insert(format!("{}.c.{}.internal", link.name, link.project), vm.spec.address);
-    }
-    names
+/// Internal names of a VM in its network, zonal and global. Source: Compute Engine internal DNS.
+pub fn names(world: &World, network: NetworkId, vm: &Link) -> Option<Names> {
+    let Scope::Zone(zone) = &vm.scope else { return None };
+    let spec = &world.get::<vm::Instance>(vm)?.spec;
+    let zonal = format!("{}.{zone}.c.{}.internal", vm.name, vm.project);
+    let names = vec![zonal, format!("{}.c.{}.internal", vm.name, vm.project)];
+    (world.network_id(&spec.network) == Some(network)).then_some(Names { names, address: spec.address })
 }

@@ -135,9 +135,12 @@ fn address(world: &World, network: &Link, to: &str) -> Result<Ipv4Addr, Fault> {
     if let Ok(address) = to.parse() {
         return Ok(address);
     }
-    let names = plan::names(world, network);
-    let short = || names.iter().find(|(name, _)| name.split('.').next() == Some(to)).map(|(_, address)| *address);
-    names.get(to).copied().or_else(short).ok_or_else(|| {
+    let id = world.network_id(network);
+    let called = |vm: &&Record<vm::Instance>| {
+        let names = id.and_then(|id| plan::names(world, id, &vm.link));
+        vm.link.name == to || names.is_some_and(|names| names.names.iter().any(|name| name == to))
+    };
+    world.users::<vm::Instance>(network).find(called).map(|vm| vm.spec.address).ok_or_else(|| {
         let message = format!("'{to}' is neither an address nor the name of a VM in '{network}'");
         Fault::new(Code::NotFound, "notFound", message)
     })

@@ -4,7 +4,7 @@
 //! VPC "internal DNS".
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -20,67 +20,92 @@ const METADATA: &str = "metadata.google.internal";
 const METADATA_SHORT: &str = "metadata";
 
 /// The names of a realm, ready for looking up in both directions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Zone {
-    forward: HashMap<String, Ipv4Addr>,
-    reverse: HashMap<Ipv4Addr, String>,
-    /// Names that have no address but stand above one that has: they exist.
-    above: HashSet<String>,
+    /// Two VMs of one name in different zones share their global name: the lowest address has it.
+    forward: HashMap<String, BTreeSet<Ipv4Addr>>,
+    reverse: HashMap<Ipv4Addr, BTreeSet<String>>,
+    /// Names that stand above one that has an address, and how many do: they exist too.
+    above: HashMap<String, usize>,
     /// There is no other name.
     whole: bool,
 }
 
 impl Default for Zone {
+    /// The metadata server's names, which nobody else can have.
     fn default() -> Zone {
-        Zone::new(BTreeMap::new())
+        let mut zone = Zone { forward: HashMap::new(), reverse: HashMap::new(), above: HashMap::new(), whole: true };
+        zone.put(METADATA, crate::ADDRESS);
+        zone.put(METADATA_SHORT, crate::ADDRESS);
+        zone
     }
 }
 
 impl Zone {
-    /// Fully qualified names, lower case, without the final dot. The metadata server's cannot be taken.
-    pub fn new(names: BTreeMap<String, Ipv4Addr>) -> Zone {
-        let mut zone = Zone { forward: HashMap::new(), reverse: HashMap::new(), above: HashSet::new(), whole: true };
-        for (name, address) in names {
-            // Of several names the longest says most: it has the zone in it.
-            let known = zone.reverse.entry(address).or_default();
-            if name.len() > known.len() {
-                known.clone_from(&name);
+    /// As long as nobody has said which names there are: those that are known, and no word on others.
+    pub fn incomplete(self) -> Zone {
+        Zone { whole: false, ..self }
+    }
+
+    /// A fully qualified name, lower case, without the final dot.
+    pub fn add(&mut self, name: &str, address: Ipv4Addr) {
+        if name != METADATA && name != METADATA_SHORT {
+            self.put(name, address);
+        }
+    }
+
+    fn put(&mut self, name: &str, address: Ipv4Addr) {
+        if !self.forward.entry(name.to_owned()).or_default().insert(address) {
+            return;
+        }
+        self.reverse.entry(address).or_default().insert(name.to_owned());
+        for parent in parents(name) {
+            *self.above.entry(parent.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Takes back what [`Zone::add`] gave.
+    pub fn remove(&mut self, name: &str, address: Ipv4Addr) {
+        let Some(addresses) = self.forward.get_mut(name).filter(|_| name != METADATA && name != METADATA_SHORT) else {
+            return;
+        };
+        if !addresses.remove(&address) {
+            return;
+        }
+        if addresses.is_empty() {
+            self.forward.remove(name);
+        }
+        if let Some(names) = self.reverse.get_mut(&address) {
+            names.remove(name);
+            if names.is_empty() {
+                self.reverse.remove(&address);
             }
-            zone.add(name, address);
         }
-        zone.reverse.insert(crate::ADDRESS, METADATA.to_owned());
-        zone.add(METADATA.to_owned(), crate::ADDRESS);
-        zone.add(METADATA_SHORT.to_owned(), crate::ADDRESS);
-        zone
-    }
-
-    /// Of a realm whose names nobody has said yet: only the metadata server's are known.
-    pub fn unknown() -> Zone {
-        Zone { whole: false, ..Zone::default() }
-    }
-
-    fn add(&mut self, name: String, address: Ipv4Addr) {
-        let mut rest = name.as_str();
-        while let Some((_, parent)) = rest.split_once('.') {
-            self.above.insert(parent.to_owned());
-            rest = parent;
+        for parent in parents(name) {
+            if let Some(below) = self.above.get_mut(parent) {
+                *below -= 1;
+                if *below == 0 {
+                    self.above.remove(parent);
+                }
+            }
         }
-        self.forward.insert(name, address);
     }
 
     fn look_up(&self, query: &Query) -> Found {
         let name = query.name().to_ascii().to_ascii_lowercase();
         let name = name.strip_suffix('.').unwrap_or(&name);
-        if let Some(host) = reverse_address(query.name()).and_then(|address| self.reverse.get(&address)) {
+        // Of several names the longest says most: it has the zone in it.
+        let longest = |address| self.reverse.get(&address)?.iter().max_by_key(|name| name.len());
+        if let Some(host) = reverse_address(query.name()).and_then(longest) {
             return match (query.query_type(), Name::from_ascii(format!("{host}."))) {
                 (RecordType::PTR | RecordType::ANY, Ok(host)) => Found::Record(RData::PTR(rdata::PTR(host)), ttl(name)),
                 (_, _) => Found::NoData,
             };
         }
-        match (self.forward.get(name), query.query_type()) {
+        match (self.forward.get(name).and_then(BTreeSet::first), query.query_type()) {
             (Some(address), RecordType::A | RecordType::ANY) => Found::Record(RData::A(rdata::A(*address)), ttl(name)),
             (Some(_), _) => Found::NoData,
-            (None, _) if self.above.contains(name) => Found::NoData,
+            (None, _) if self.above.contains_key(name) => Found::NoData,
             (None, _) if self.whole => Found::NoName,
             (None, _) => Found::NotKnown,
         }
@@ -94,6 +119,11 @@ enum Found {
     NoName,
     /// It may exist.
     NotKnown,
+}
+
+/// The names above a name.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(name.split_once('.'), |(_, parent)| parent.split_once('.')).map(|(_, parent)| parent)
 }
 
 fn ttl(name: &str) -> u32 {
@@ -176,7 +206,9 @@ mod tests {
             ("test-vm.c.consumer-1.internal", "10.2.0.2"),
             ("metadata.google.internal", "10.66.66.66"),
         ];
-        Zone::new(names.map(|(name, address)| (name.to_owned(), address.parse().unwrap())).into())
+        let mut zone = Zone::default();
+        names.iter().for_each(|(name, address)| zone.add(name, address.parse().unwrap()));
+        zone
     }
 
     fn ask(name: &str, kind: RecordType) -> Message {
@@ -224,6 +256,32 @@ mod tests {
             let seen = reply.answers.first().map(|record| record.data.to_string());
             assert_eq!((reply.metadata.response_code, seen.as_deref()), (code, data), "{name} {kind}");
         }
+    }
+
+    #[test]
+    fn a_name_that_went_is_gone_with_what_stood_above_it_and_one_of_two_holders_keeps_it() {
+        let mut zone = Zone::default();
+        let [first, second] = ["10.2.0.2", "10.2.0.3"].map(|address| address.parse().unwrap());
+        let code = |zone: &Zone, name: &str| reply(zone, &ask(name, RecordType::A)).metadata.response_code;
+        zone.add("a.c.p.internal", second);
+        zone.add("a.c.p.internal", first);
+        zone.add("a.c.p.internal", first);
+        let held =
+            |zone: &Zone| zone.look_up(&Query::query(Name::from_ascii("a.c.p.internal.").unwrap(), RecordType::A));
+        assert!(matches!(held(&zone), Found::Record(RData::A(a), _) if a.0 == first));
+        zone.remove("a.c.p.internal", first);
+        assert!(matches!(held(&zone), Found::Record(RData::A(a), _) if a.0 == second));
+        zone.remove("a.c.p.internal", second);
+        zone.remove("a.c.p.internal", second);
+        assert_eq!(code(&zone, "a.c.p.internal."), ResponseCode::NXDomain);
+        assert_eq!(code(&zone, "c.p.internal."), ResponseCode::NXDomain);
+        assert_eq!(
+            code(&zone, "google.internal."),
+            ResponseCode::NoError,
+            "the metadata server's name stands under it"
+        );
+        zone.remove(METADATA, crate::ADDRESS);
+        assert_eq!(code(&zone, "metadata.google.internal."), ResponseCode::NoError);
     }
 
     #[test]

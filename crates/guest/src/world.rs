@@ -10,7 +10,8 @@ use std::{
 use ipc::Told;
 use model::{
     limits::{METADATA_TOKENS_MAX, METADATA_WAITERS_MAX},
-    planned::guest::{GuestItem, GuestKey, Identity, Machine, Realm, Seat, Want},
+    name::Link,
+    planned::guest::{GuestItem, GuestKey, Identity, Machine, Names, Realm, Seat, Want},
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -83,7 +84,27 @@ pub struct World {
 #[derive(Default)]
 struct Known {
     workloads: HashMap<Seat, (Epoch, Arc<Workload>)>,
-    zones: HashMap<Realm, (Epoch, Arc<Zone>)>,
+    names: BTreeMap<(Realm, Link), (Epoch, Names)>,
+    zones: HashMap<Realm, Arc<Zone>>,
+}
+
+impl Known {
+    /// Replaces what a resource is called. Whoever looks something up meanwhile keeps the zone as it was.
+    fn name(&mut self, realm: Realm, link: Link, told: Option<(Epoch, Names)>) {
+        let key = (realm, link);
+        let before = self.names.remove(&key).map(|(_, names)| names);
+        let now = told.as_ref().map(|(_, names)| names);
+        if before.as_ref() != now {
+            let zone = Arc::make_mut(self.zones.entry(realm).or_default());
+            if let Some(Names { names, address }) = &before {
+                names.iter().for_each(|name| zone.remove(name, *address));
+            }
+            if let Some(Names { names, address }) = now {
+                names.iter().for_each(|name| zone.add(name, *address));
+            }
+        }
+        self.names.extend(told.map(|told| (key, told)));
+    }
 }
 
 /// Counts connections of control: what was not said again since the last one began is forgotten at its `Complete`.
@@ -110,22 +131,17 @@ impl World {
         self.workload(seat)
     }
 
-    /// Names of a realm, once they can be known; an empty zone for one that has none.
+    /// Names of a realm, once they can be known.
     pub async fn zone(&self, realm: Realm) -> Arc<Zone> {
-        let known = || self.read().zones.get(&realm).map(|(_, zone)| zone.clone());
-        if let Some(known) = known() {
-            return known;
-        }
-        match self.told.wait().await {
-            true => known().unwrap_or_default(),
-            false => Arc::new(Zone::unknown()),
-        }
+        let all_told = self.told.wait().await;
+        let known = self.read().zones.get(&realm).cloned().unwrap_or_default();
+        if all_told { known } else { Arc::new(Arc::unwrap_or_clone(known).incomplete()) }
     }
 
     pub fn set(&self, epoch: Epoch, item: GuestItem) {
         match item {
             GuestItem::Workload(seat, identity) => self.seat(epoch, seat, *identity),
-            GuestItem::Names(realm, names) => self.name(epoch, realm, names),
+            GuestItem::Names(realm, link, names) => self.write().name(realm, link, Some((epoch, names))),
         }
     }
 
@@ -142,15 +158,11 @@ impl World {
         }
     }
 
-    fn name(&self, epoch: Epoch, realm: Realm, names: BTreeMap<String, std::net::Ipv4Addr>) {
-        self.write().zones.insert(realm, (epoch, Arc::new(Zone::new(names))));
-    }
-
     pub fn unset(&self, key: GuestKey) {
         let mut known = self.write();
         match key {
             GuestKey::Workload(seat) => drop(known.workloads.remove(&seat)),
-            GuestKey::Names(realm) => drop(known.zones.remove(&realm)),
+            GuestKey::Names(realm, link) => known.name(realm, link, None),
         }
     }
 
@@ -158,7 +170,10 @@ impl World {
     pub fn complete(&self, epoch: Epoch) {
         let mut known = self.write();
         known.workloads.retain(|_, (told_in, _)| *told_in == epoch);
-        known.zones.retain(|_, (told_in, _)| *told_in == epoch);
+        let stale = known.names.iter().filter(|(_, (told_in, _))| *told_in != epoch).map(|(key, _)| key.clone());
+        for (realm, link) in stale.collect::<Vec<_>>() {
+            known.name(realm, link, None);
+        }
         drop(known);
         self.told.everything();
     }

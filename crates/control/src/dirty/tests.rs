@@ -8,7 +8,7 @@ use model::{
     name::Scope,
     planned::{
         edge::Listener,
-        guest::{Identity, Seat},
+        guest::{Identity, Names, Seat},
         host::{SandboxPlan, VpcPlan},
     },
     psc::{AcceptEntry, Consumer, Preference},
@@ -33,7 +33,7 @@ struct Plans {
     sandboxes: BTreeMap<WorkloadId, SandboxPlan>,
     identities: BTreeMap<WorkloadId, (Seat, Identity)>,
     listeners: BTreeMap<ListenerId, Listener>,
-    names: BTreeMap<NetworkId, BTreeMap<String, Ipv4Addr>>,
+    names: BTreeMap<(NetworkId, Link), Names>,
 }
 
 fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -49,7 +49,9 @@ impl Plans {
         for network in world.all::<vpc::Network>() {
             let id = NetworkId(network.id.0);
             plans.vpcs.insert(id, plan::vpc(world, network, &SETTINGS));
-            plans.names.insert(id, plan::names(world, &network.link));
+            for vm in world.users::<vm::Instance>(&network.link) {
+                put(&mut plans.names, (id, vm.link.clone()), plan::names(world, id, &vm.link));
+            }
         }
         for (id, seat) in world.seats.iter() {
             put(&mut plans.sandboxes, id.clone(), plan::vm(world, seat));
@@ -83,8 +85,7 @@ impl Plans {
             }
         }
         for id in &dirty.names {
-            let network = world.by_id::<vpc::Network>(id.0);
-            put(&mut self.names, *id, network.map(|network| plan::names(world, &network.link)));
+            put(&mut self.names, id.clone(), plan::names(world, id.0, &id.1));
         }
     }
 }

@@ -7,12 +7,13 @@ use std::{
 
 use model::{
     id::{Generation, ListenerId, NetworkId, WorkloadId},
+    name::Link,
     planned::{
         edge::{EdgeItem, EdgeKey, ToProxy},
         guest::{GuestItem, GuestKey, Realm, ToGuest},
         host::{CellId, CellPlan, ToHost, VpcChange, VpcPlan},
     },
-    vpc,
+    vm, vpc,
 };
 use tokio::time::Instant;
 
@@ -68,7 +69,7 @@ impl Driver {
         for network in world.all::<vpc::Network>() {
             let id = NetworkId(network.id.0);
             dirty.vpc(id).whole = true;
-            dirty.names.insert(id);
+            dirty.names.extend(world.users::<vm::Instance>(&network.link).map(|vm| (id, vm.link.clone())));
             dirty.edge.insert(EdgeKey::Network(id));
         }
         dirty.fabric = true;
@@ -87,8 +88,8 @@ impl Driver {
         dirty.workloads.extend(self.seated.keys().cloned());
         dirty.edge.extend(self.edge.keys().cloned());
         for key in self.guests.keys() {
-            if let GuestKey::Names(Realm::Vpc(network)) = key {
-                dirty.names.insert(*network);
+            if let GuestKey::Names(Realm::Vpc(network), vm) = key {
+                dirty.names.insert((*network, vm.clone()));
             }
         }
     }
@@ -284,7 +285,12 @@ impl Driver {
         }
     }
 
-    fn send_guests(&mut self, world: &World, workloads: &BTreeSet<WorkloadId>, names: &BTreeSet<NetworkId>) -> bool {
+    fn send_guests(
+        &mut self,
+        world: &World,
+        workloads: &BTreeSet<WorkloadId>,
+        names: &BTreeSet<(NetworkId, Link)>,
+    ) -> bool {
         let mut wanted: BTreeMap<GuestKey, Option<GuestItem>> = BTreeMap::new();
         let mut seated = Vec::new();
         for id in workloads {
@@ -299,11 +305,10 @@ impl Driver {
                 wanted.insert(GuestKey::Workload(seat), Some(GuestItem::Workload(seat, Box::new(identity))));
             }
         }
-        for network in names {
+        for (network, vm) in names {
             let realm = Realm::Vpc(*network);
-            let record: Option<&Record<vpc::Network>> = world.by_id(network.0);
-            let item = record.map(|network| GuestItem::Names(realm, plan::names(world, &network.link)));
-            wanted.insert(GuestKey::Names(realm), item);
+            let item = plan::names(world, *network, vm).map(|names| GuestItem::Names(realm, vm.clone(), names));
+            wanted.insert(GuestKey::Names(realm, vm.clone()), item);
         }
         if !self.guest.is_up() {
             return wanted.iter().any(|(key, item)| self.guests.differs(key, item.as_ref()));

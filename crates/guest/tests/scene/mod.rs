@@ -17,8 +17,10 @@ use std::{
 
 use model::{
     id::NetworkId,
+    name::{Link, Scope},
     planned::guest::{
-        Account, FromGuest, GuestItem, Identity, Machine, MintRefusal, Minted, Realm, Seat, Sockets, ToGuest, Want,
+        Account, FromGuest, GuestItem, Identity, Machine, MintRefusal, Minted, Names, Realm, Seat, Sockets, ToGuest,
+        Want,
     },
 };
 use tokio::{
@@ -151,8 +153,10 @@ impl Scene {
     pub async fn tell_everything(&mut self) {
         self.tell(ToGuest::Set(GuestItem::Workload(seat(VM), Box::new(vm())))).await;
         self.tell(ToGuest::Set(GuestItem::Workload(seat(CONTAINER), Box::new(container())))).await;
-        let names = [("test-vm.c.consumer-1.internal".to_owned(), VM)];
-        self.tell(ToGuest::Set(GuestItem::Names(REALM, names.into()))).await;
+        let zone = Scope::Zone("us-west1-b".parse().unwrap());
+        let link = Link::new(&"consumer-1".parse().unwrap(), zone, "instances", "test-vm");
+        let names = Names { names: vec!["test-vm.c.consumer-1.internal".to_owned()], address: VM };
+        self.tell(ToGuest::Set(GuestItem::Names(REALM, link, names))).await;
         self.tell(ToGuest::Complete).await;
         self.settled().await;
     }

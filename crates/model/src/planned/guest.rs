@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::NetworkId;
+use crate::{id::NetworkId, name::Link};
 
 /// The router through which a workload asks. Inside it the first firewall rule ties interface and source address
 /// together, so router and source address name the workload.
@@ -34,14 +34,21 @@ impl fmt::Display for Seat {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum GuestItem {
     Workload(Seat, Box<Identity>),
-    /// Names that resolve in this realm, fully qualified, lower case, without the final dot.
-    Names(Realm, BTreeMap<String, Ipv4Addr>),
+    /// Names of one resource that resolve in this realm: fully qualified, lower case, without the final dot.
+    Names(Realm, Link, Names),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum GuestKey {
     Workload(Seat),
-    Names(Realm),
+    Names(Realm, Link),
+}
+
+/// What a resource is called and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    pub names: Vec<String>,
+    pub address: Ipv4Addr,
 }
 
 /// What a workload may learn about itself.
