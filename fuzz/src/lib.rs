@@ -35,7 +35,22 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ipc", packets::ipc),
 ];
 
-/// The target of this name.
-pub fn target(name: &str) -> Option<Target> {
-    TARGETS.iter().find(|(known, _)| *known == name).map(|(_, target)| *target)
+/// The target of this name. Decided at compile time by whoever wants to link one target and nothing of the others.
+pub const fn target(name: &str) -> Option<Target> {
+    let mut i = 0;
+    while i < TARGETS.len() {
+        if is(TARGETS[i].0.as_bytes(), name.as_bytes()) {
+            return Some(TARGETS[i].1);
+        }
+        i += 1;
+    }
+    None
+}
+
+const fn is(one: &[u8], other: &[u8]) -> bool {
+    let mut i = 0;
+    while i < one.len() && i < other.len() && one[i] == other[i] {
+        i += 1;
+    }
+    i == one.len() && i == other.len()
 }

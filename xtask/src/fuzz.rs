@@ -43,10 +43,10 @@ pub fn run(words: &[String]) -> ExitCode {
     if targets.is_empty() {
         targets = all;
     }
-    let Some(program) = build() else { return ExitCode::FAILURE };
     let mut broken = Vec::new();
     for target in targets {
         println!("-- {target}: {minutes} min");
+        let Some(program) = build(&target) else { return ExitCode::FAILURE };
         if !search(&program, &target, minutes) {
             broken.push(target.clone());
         }
@@ -78,15 +78,15 @@ fn work(what: &str, target: &str) -> PathBuf {
     root().join("target/fuzz").join(what).join(target)
 }
 
-/// None: it did not build, and cargo said why. The target is named, so that only what runs under libFuzzer is built
+/// None: it did not build, and cargo said why. The machine is named, so that only what runs under libFuzzer is built
 /// with coverage and no build script is.
-fn build() -> Option<PathBuf> {
+fn build(target: &str) -> Option<PathBuf> {
     let version = Command::new("rustc").arg("-vV").output().ok()?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let host = version.lines().find_map(|line| line.strip_prefix("host: "))?;
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--release", "--locked", "--target", host]).env("RUSTFLAGS", COVERAGE);
-    cargo.env("CARGO_TARGET_DIR", root().join("target/fuzz")).current_dir(root().join("fuzz/libfuzzer"));
+    cargo.env("FUZZ_TARGET", target).env("CARGO_TARGET_DIR", root().join("target/fuzz")).current_dir(root().join("fuzz/libfuzzer"));
     cargo.status().is_ok_and(|s| s.success()).then(|| root().join("target/fuzz").join(host).join("release/libfuzzer"))
 }
 

@@ -10,10 +10,13 @@ pub mod session;
 pub mod websocket;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Poll, ready},
     time::Duration,
 };
 
@@ -24,7 +27,7 @@ use model::{
     name::Link,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -40,6 +43,8 @@ use self::{
 };
 use crate::door::Stream;
 
+/// Bytes that one read takes at most.
+const READ_BYTES: usize = 64 << 10;
 /// Bytes written to a client ahead of what it takes.
 const OUTGOING_BYTES: usize = 64 << 10;
 /// Random hexadecimal digits of a session id: 128 bits, since who knows one and may use the VM may take the tunnel over.
@@ -54,7 +59,7 @@ pub struct Relay {
 struct Entry {
     /// Who opened it, and to where: nobody else may come back to it.
     owner: Owner,
-    clients: mpsc::Sender<Client>,
+    clients: mpsc::Sender<Coming>,
     /// Since when its client is cut off.
     cut: Option<Instant>,
 }
@@ -66,26 +71,47 @@ pub struct Owner {
     pub instance: Link,
 }
 
-/// A client's connection for a tunnel that exists.
-struct Client {
+/// A client's connection.
+pub struct Client {
     stream: Box<dyn Stream>,
-    /// How much it has received, when it comes back.
-    ack: Option<u64>,
+    /// When the credential ends that it came with, if it does.
+    good_until: Option<Instant>,
+}
+
+/// A client's connection for a tunnel that exists.
+struct Coming {
+    client: Client,
+    /// How much it has received.
+    ack: u64,
     /// Dropped with the connection.
-    _held: oneshot::Sender<()>,
+    held: oneshot::Sender<()>,
+}
+
+impl Client {
+    pub fn new(stream: Box<dyn Stream>, good_until: Option<Instant>) -> Client {
+        Client { stream, good_until }
+    }
+
+    /// Says why there is no tunnel, and waits a moment for the client to have heard it.
+    pub async fn refuse(self, why: Close) {
+        let (held, _) = oneshot::channel();
+        let mut line = Line::new(self, held);
+        line.close(why);
+        line.end().await;
+    }
 }
 
 impl Relay {
-    /// Serves a new tunnel over `stream` until this connection of the client's ends; the tunnel may live on.
-    pub async fn open(self: Arc<Self>, owner: Owner, vm: TcpStream, stream: Box<dyn Stream>) {
+    /// Serves a new tunnel until this connection of the client's ends; the tunnel may live on.
+    pub async fn open(self: Arc<Self>, owner: Owner, vm: TcpStream, client: Client) {
         let _ = vm.set_nodelay(true);
         let (clients, coming) = mpsc::channel(1);
         let sid = random::hex(SID_DIGITS);
         if !self.enter(&sid, Entry { owner, clients, cut: None }) {
-            return refuse(stream, Close::UNKNOWN).await;
+            return client.refuse(Close::UNKNOWN).await;
         }
         let (held, gone) = oneshot::channel();
-        let tunnel = Tunnel::new(self, Session::open(sid), vm, Client { stream, ack: None, _held: held });
+        let tunnel = Tunnel::new(self, Session::open(sid), vm, Line::new(client, held));
         tokio::spawn(tunnel.run(coming));
         // An error says that the other half is gone, and that is what is waited for.
         let _ = gone.await;
@@ -97,14 +123,14 @@ impl Relay {
     }
 
     /// Brings a client back to its tunnel, and serves this connection to its end.
-    pub async fn reopen(self: Arc<Self>, sid: &str, ack: u64, stream: Box<dyn Stream>) {
+    pub async fn reopen(self: Arc<Self>, sid: &str, ack: u64, client: Client) {
         let Some(clients) = self.tunnels().get(sid).map(|entry| entry.clients.clone()) else {
-            return refuse(stream, Close::SID_UNKNOWN).await;
+            return client.refuse(Close::SID_UNKNOWN).await;
         };
         let (held, gone) = oneshot::channel();
-        match clients.send(Client { stream, ack: Some(ack), _held: held }).await {
+        match clients.send(Coming { client, ack, held }).await {
             Ok(()) => drop(gone.await),
-            Err(mpsc::error::SendError(client)) => refuse(client.stream, Close::SID_UNKNOWN).await,
+            Err(mpsc::error::SendError(coming)) => coming.client.refuse(Close::SID_UNKNOWN).await,
         }
     }
 
@@ -132,19 +158,6 @@ impl Relay {
     }
 }
 
-/// Says why there is no tunnel, and waits a moment for the client to have heard it.
-pub async fn refuse(mut stream: Box<dyn Stream>, why: Close) {
-    let mut out = Vec::new();
-    websocket::write_close(why, &mut out);
-    let said = async {
-        stream.write_all(&out).await?;
-        stream.flush().await?;
-        // Until it closes: a connection that is closed over unread bytes is reset, and the reason with it.
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
-    };
-    let _ = timeout(IAP_FLUSH_MAX, said).await;
-}
-
 /// One tunnel with its connections.
 struct Tunnel {
     relay: Arc<Relay>,
@@ -157,6 +170,22 @@ struct Tunnel {
     deadline: Pin<Box<Sleep>>,
 }
 
+/// Reads what there is, at most `room` bytes, through a buffer that all tunnels of a thread share: most of them are
+/// silent most of the time.
+async fn read(reads: &mut (impl AsyncRead + Unpin), room: usize) -> io::Result<Vec<u8>> {
+    thread_local! {
+        static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+    }
+    poll_fn(|context| {
+        BUFFER.with_borrow_mut(|buffer| {
+            let mut buffer = ReadBuf::new(&mut buffer[..room.min(READ_BYTES)]);
+            ready!(Pin::new(&mut *reads).poll_read(context, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().to_vec()))
+        })
+    })
+    .await
+}
+
 /// A client's connection.
 struct Line {
     reads: ReadHalf<Box<dyn Stream>>,
@@ -166,14 +195,18 @@ struct Line {
     /// `out` ends in a close frame.
     closing: bool,
     flushed: bool,
+    /// When the client's credential ends, if it does.
+    expiry: Option<Pin<Box<Sleep>>>,
     _held: oneshot::Sender<()>,
 }
 
 impl Line {
-    fn new(client: Client) -> Line {
-        let (reads, writes) = tokio::io::split(client.stream);
+    fn new(client: Client, held: oneshot::Sender<()>) -> Line {
+        let Client { stream, good_until } = client;
+        let (reads, writes) = tokio::io::split(stream);
         let (reader, out) = (Reader::default(), Vec::new());
-        Line { reads, writes, reader, out, closing: false, flushed: true, _held: client._held }
+        let expiry = good_until.map(|end| Box::pin(sleep_until(end)));
+        Line { reads, writes, reader, out, closing: false, flushed: true, expiry, _held: held }
     }
 
     /// Takes what the session has to say, as much as is worth having ready.
@@ -192,6 +225,18 @@ impl Line {
         self.closing = true;
     }
 
+    /// Says what is left to say, and waits a moment for the client to have heard it.
+    async fn end(mut self) {
+        let said = async {
+            self.writes.write_all(&self.out).await?;
+            self.writes.shutdown().await?;
+            // Until it closes: a connection that is closed over unread bytes is reset, and our last word with it.
+            while !read(&mut self.reads, READ_BYTES).await?.is_empty() {}
+            Ok::<_, io::Error>(())
+        };
+        let _ = timeout(IAP_FLUSH_MAX, said).await;
+    }
+
     /// Writes what is there, at least some of it.
     async fn write(writes: &mut WriteHalf<Box<dyn Stream>>, out: &[u8]) -> io::Result<usize> {
         if out.is_empty() { writes.flush().await.map(|()| 0) } else { writes.write(out).await }
@@ -200,36 +245,35 @@ impl Line {
 
 /// What happened to a tunnel.
 enum Event {
-    /// The client sent so many bytes; none is the end of its connection.
-    Heard(io::Result<usize>),
+    /// The client sent these bytes; none is the end of its connection.
+    Heard(io::Result<Vec<u8>>),
     Told(io::Result<usize>),
-    VmSaid(io::Result<usize>),
+    VmSaid(io::Result<Vec<u8>>),
     VmTook(io::Result<usize>),
-    Came(Option<Client>),
+    Came(Option<Coming>),
+    /// The client's credential has ended.
+    Expired,
     Late,
 }
 
 impl Tunnel {
-    fn new(relay: Arc<Relay>, session: Session, vm: TcpStream, client: Client) -> Tunnel {
+    fn new(relay: Arc<Relay>, session: Session, vm: TcpStream, line: Line) -> Tunnel {
         let (vm_reads, vm_writes) = vm.into_split();
         let deadline = Box::pin(sleep_until(Instant::now() + IAP_IDLE_MAX));
-        Tunnel { relay, session, vm_reads, vm_writes: Some(vm_writes), line: Some(Line::new(client)), deadline }
+        Tunnel { relay, session, vm_reads, vm_writes: Some(vm_writes), line: Some(line), deadline }
     }
 
-    async fn run(mut self, mut coming: mpsc::Receiver<Client>) {
-        let mut from_client = vec![0; IAP_MESSAGE_BYTES_MAX];
-        let mut from_vm = vec![0; OUTGOING_BYTES];
+    async fn run(mut self, mut coming: mpsc::Receiver<Coming>) {
         loop {
-            let event = self.wait(&mut coming, &mut from_client, &mut from_vm).await;
-            let goes_on = match event {
-                Event::Heard(Ok(0) | Err(_)) | Event::Told(Err(_)) => self.lose_client(),
-                Event::Heard(Ok(n)) => self.hear(&from_client[..n]),
+            let goes_on = match self.wait(&mut coming).await {
+                Event::Heard(Ok(bytes)) if !bytes.is_empty() => self.hear(&bytes),
+                Event::Heard(Ok(_) | Err(_)) | Event::Told(Err(_)) => self.lose_client(),
                 Event::Told(Ok(n)) => self.told(n),
-                Event::VmSaid(Ok(0)) => self.end_of_vm(Close::NORMAL),
-                Event::VmSaid(Ok(n)) => {
-                    self.session.vm_says(&from_vm[..n]);
+                Event::VmSaid(Ok(bytes)) if !bytes.is_empty() => {
+                    self.session.vm_says(&bytes);
                     self.put_off(IAP_IDLE_MAX)
                 }
+                Event::VmSaid(Ok(_)) => self.end_of_vm(Close::NORMAL),
                 Event::VmSaid(Err(_)) => self.end_of_vm(Close::READ_FAILED),
                 Event::VmTook(Ok(n)) => {
                     self.session.vm_took(n);
@@ -239,9 +283,10 @@ impl Tunnel {
                     self.vm_writes = None;
                     self.end_of_vm(Close::WRITE_FAILED)
                 }
-                Event::Came(Some(client)) => self.admit(client),
+                Event::Came(Some(coming)) => self.admit(coming),
                 // Its entry made room for another tunnel.
                 Event::Came(None) => false,
+                Event::Expired => self.ask_again(),
                 Event::Late => self.late(),
             };
             if !goes_on {
@@ -253,29 +298,32 @@ impl Tunnel {
     }
 
     /// Waits for whatever can go on, in both directions at once.
-    async fn wait(&mut self, coming: &mut mpsc::Receiver<Client>, from_client: &mut [u8], from_vm: &mut [u8]) -> Event {
+    async fn wait(&mut self, coming: &mut mpsc::Receiver<Coming>) -> Event {
         if let Some(line) = &mut self.line {
             line.fill(&mut self.session);
         }
-        let room = self.session.room_for_vm().min(from_vm.len());
+        let room = self.session.room_for_vm();
         // What a client still sends after our last word is read and dropped, so that it hears the word.
         let hears = self.line.as_ref().is_some_and(|line| line.closing || self.session.hears_client());
         let tells = self.line.as_ref().is_some_and(|line| !line.out.is_empty() || !line.flushed);
-        let (mut reads, mut writes) = match &mut self.line {
-            Some(line) => (Some(&mut line.reads), Some((&mut line.writes, &line.out))),
-            None => (None, None),
+        let expires = self.line.as_ref().is_some_and(|line| line.expiry.is_some() && !line.closing);
+        let (mut reads, mut writes, mut expiry) = match &mut self.line {
+            Some(line) => (Some(&mut line.reads), Some((&mut line.writes, &line.out)), line.expiry.as_mut()),
+            None => (None, None, None),
         };
         let for_vm = self.session.for_vm();
         tokio::select! {
-            heard = async { reads.as_mut().expect("a line is there").read(from_client).await }, if hears => Event::Heard(heard),
+            heard = async { read(reads.as_mut().expect("a line is there"), IAP_MESSAGE_BYTES_MAX).await },
+                if hears => Event::Heard(heard),
             told = async {
                 let (writes, out) = writes.as_mut().expect("a line is there");
                 Line::write(writes, out).await
             }, if tells => Event::Told(told),
-            said = self.vm_reads.read(&mut from_vm[..room]), if room > 0 => Event::VmSaid(said),
+            said = read(&mut self.vm_reads, room), if room > 0 => Event::VmSaid(said),
             took = async { self.vm_writes.as_mut().expect("asked for").write(for_vm).await },
                 if !for_vm.is_empty() && self.vm_writes.is_some() => Event::VmTook(took),
-            client = coming.recv() => Event::Came(client),
+            coming = coming.recv() => Event::Came(coming),
+            () = async { expiry.as_mut().expect("asked for").await }, if expires => Event::Expired,
             () = &mut self.deadline => Event::Late,
         }
     }
@@ -330,21 +378,30 @@ impl Tunnel {
         true
     }
 
-    fn admit(&mut self, client: Client) -> bool {
-        match self.session.reconnect(client.ack.unwrap_or_default()) {
+    fn admit(&mut self, coming: Coming) -> bool {
+        let mut line = Line::new(coming.client, coming.held);
+        match self.session.reconnect(coming.ack) {
             Ok(()) => {
-                self.line = Some(Line::new(client));
+                self.line = Some(line);
                 self.relay.note_cut(self.session.sid(), None);
                 self.put_off(IAP_IDLE_MAX)
             }
             Err(close) => {
-                tokio::spawn(async move {
-                    refuse(client.stream, close).await;
-                    drop(client._held);
-                });
+                line.close(close);
+                tokio::spawn(line.end());
                 true
             }
         }
+    }
+
+    /// Who the client is was decided by a credential that has ended. It may come back with another, as after a cut, and
+    /// whether it still may use the VM is asked anew.
+    fn ask_again(&mut self) -> bool {
+        if let Some(mut line) = self.line.take() {
+            line.close(Close::REAUTHENTICATE);
+            tokio::spawn(line.end());
+        }
+        self.lose_client()
     }
 
     fn late(&mut self) -> bool {
@@ -375,99 +432,13 @@ impl Tunnel {
             let _ = vm.shutdown().await;
         };
         let to_client = async {
-            let Some(line) = &mut self.line else { return };
-            let _ = line.writes.write_all(&line.out).await;
-            let _ = line.writes.shutdown().await;
-            // A connection that is closed over unread bytes is reset, and our last word with it.
-            let _ = tokio::io::copy(&mut line.reads, &mut tokio::io::sink()).await;
+            if let Some(line) = self.line {
+                line.end().await;
+            }
         };
-        let _ = timeout(IAP_FLUSH_MAX, async { tokio::join!(to_vm, to_client) }).await;
+        tokio::join!(timeout(IAP_FLUSH_MAX, to_vm), to_client).1
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use model::name::{Scope, Zone};
-    use tokio::{
-        io::{DuplexStream, duplex},
-        net::TcpListener,
-        task::yield_now,
-    };
-
-    use super::*;
-
-    fn owner() -> Owner {
-        let project = "p-roject".parse().unwrap();
-        let zone: Zone = "asia-northeast1-b".parse().unwrap();
-        let instance = Link::new(&project, Scope::Zone(zone), "instances", "vm");
-        Owner { principal: Principal::User { email: "ada@example.com".into() }, instance }
-    }
-
-    /// A new tunnel: the client's end, its session id, the VM's end.
-    async fn open(relay: &Arc<Relay>) -> (DuplexStream, String, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (vm, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        let (mut client, stream) = duplex(64 << 10);
-        tokio::spawn(relay.clone().open(owner(), vm.unwrap(), Box::new(stream)));
-        let mut first = [0; 2 + 6 + SID_DIGITS];
-        client.read_exact(&mut first).await.unwrap();
-        let sid = String::from_utf8_lossy(&first[8..]).into_owned();
-        (client, sid, far.unwrap().0)
-    }
-
-    /// The code of the close frame that comes next.
-    async fn closed(client: &mut DuplexStream) -> u16 {
-        let mut head = [0; 4];
-        client.read_exact(&mut head).await.unwrap();
-        assert_eq!(head[0], 0x88, "a close frame");
-        u16::from_be_bytes([head[2], head[3]])
-    }
-
-    async fn until_cut(relay: &Relay, count: usize) {
-        while relay.tunnels().values().filter(|entry| entry.cut.is_some()).count() < count {
-            yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_new_tunnel_takes_the_place_of_the_one_that_was_cut_first() {
-        let relay = Arc::new(Relay::default());
-        let mut tunnels = Vec::new();
-        for _ in 0..IAP_SESSIONS_MAX {
-            tunnels.push(open(&relay).await);
-        }
-        let (mut late, stream) = duplex(1_024);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let vm = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        tokio::spawn(relay.clone().open(owner(), vm, Box::new(stream)));
-        assert_eq!(closed(&mut late).await, Close::UNKNOWN.code, "all are in use");
-        drop(late);
-
-        let (client, second, _vm) = tunnels.remove(9);
-        let (first_client, first, mut first_vm) = tunnels.remove(4);
-        drop(first_client);
-        until_cut(&relay, 1).await;
-        drop(client);
-        until_cut(&relay, 2).await;
-        let _new = open(&relay).await;
-        assert_eq!((relay.owner(&first), relay.owner(&second)), (None, Some(owner())));
-        assert_eq!(first_vm.read(&mut [0; 8]).await.unwrap(), 0, "its VM is told");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_cut_tunnel_waits_for_its_client_and_a_silent_one_ends_too() {
-        let relay = Arc::new(Relay::default());
-        let (client, sid, mut vm) = open(&relay).await;
-        drop(client);
-        let began = Instant::now();
-        assert_eq!(vm.read(&mut [0; 8]).await.unwrap(), 0);
-        assert!(began.elapsed() >= IAP_CUT_KEEP && relay.owner(&sid).is_none());
-
-        let (mut client, sid, mut vm) = open(&relay).await;
-        let began = Instant::now();
-        assert_eq!(closed(&mut client).await, 1000);
-        drop(client);
-        assert_eq!(vm.read(&mut [0; 8]).await.unwrap(), 0);
-        assert!(began.elapsed() >= IAP_IDLE_MAX && relay.owner(&sid).is_none());
-    }
-}
+mod tests;

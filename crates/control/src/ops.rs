@@ -79,13 +79,15 @@ pub struct Caller {
     pub principal: Principal,
     /// OAuth scopes of the credential; empty means all (the operator's own token).
     pub scopes: Vec<String>,
+    /// When the credential ends, if it does.
+    pub until: Option<Timestamp>,
     /// What was asked of IAM in their name.
     pub trail: Trail,
 }
 
 impl Caller {
     pub fn new(principal: Principal, scopes: Vec<String>) -> Caller {
-        Caller { principal, scopes, trail: Trail::default() }
+        Caller { principal, scopes, until: None, trail: Trail::default() }
     }
 }
 

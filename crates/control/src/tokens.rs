@@ -309,7 +309,7 @@ impl Mint {
         if claims.scopes.is_empty() {
             return Err(Refused::Unknown);
         }
-        Ok(Caller::new(claims.principal, claims.scopes))
+        Ok(Caller { until: Some(claims.expires), ..Caller::new(claims.principal, claims.scopes) })
     }
 
     fn authenticate_assertion(
@@ -330,7 +330,7 @@ impl Mint {
             return Err(Refused::AccountState);
         }
         let scopes = verified.credential(service).map_err(|_| Refused::Unknown)?;
-        Ok(Caller::new(principal(account), scopes))
+        Ok(Caller { until: Some(verified.expires()), ..Caller::new(principal(account), scopes) })
     }
 
     /// Every key whose signature counts as the account's: those its owner holds and are enabled, and the one control

@@ -123,6 +123,11 @@ impl Verified {
         self.claims.iss.to_ascii_lowercase()
     }
 
+    /// When it ends.
+    pub fn expires(&self) -> Timestamp {
+        Timestamp::from_unix_s(self.claims.exp)
+    }
+
     /// Reads it as a grant at the token endpoint. `own` is the URL of our own endpoint, accepted beside Google's.
     pub fn grant(&self, own: &str) -> Result<Grant, GrantError> {
         let aud = self.claims.aud.as_deref().ok_or(GrantError::Audience)?;

@@ -223,11 +223,11 @@ pub const IAP_DATA_BYTES_MAX: usize = 16_384;
 /// Largest WebSocket message that is read: a whole DATA frame, and something behind it that is discarded.
 pub const IAP_MESSAGE_BYTES_MAX: usize = 2 * IAP_DATA_BYTES_MAX;
 /// Bytes from the VM that a tunnel keeps until the client says that it has them. Clients say so every 32 KiB.
-pub const IAP_UNACKED_BYTES_MAX: usize = 256 << 10;
+pub const IAP_UNACKED_BYTES_MAX: usize = 128 << 10;
 /// Bytes from the client that wait for the VM; while there are more, the client is not read.
 pub const IAP_INBOX_BYTES_MAX: usize = 64 << 10;
 /// Tunnels of one cloud, cut ones included. A new one takes the place of the one that was cut first, if any was.
-pub const IAP_SESSIONS_MAX: usize = 256;
+pub const IAP_SESSIONS_MAX: usize = 1_024;
 /// A VM that does not answer a connect within this is not there, or its firewall is shut.
 pub const IAP_CONNECT_MAX: Duration = Duration::from_secs(5);
 /// A tunnel whose client was cut off waits this long for it. Source: gcloud tries for 15 minutes.

@@ -20,14 +20,17 @@ use model::{
     name::{Link, Scope},
     vm::{Instance, Power},
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 
 use super::who;
 use crate::{
     call::{BoxFuture, Call, Query, invalid_parameter},
-    door::{Carry, Stream, Tunnels},
+    door::{Carry, Tunnels},
     error,
-    relay::{Owner, Relay, frame::Close, refuse},
+    relay::{Client, Owner, Relay, frame::Close},
 };
 
 const PERMISSION: &str = "iap.tunnelInstances.accessViaIAP";
@@ -50,16 +53,22 @@ pub struct Iap {
 impl Tunnels for Iap {
     fn open(&self, call: Call) -> Result<Carry, Fault> {
         let caller = who::caller(&self.control, &self.mint, &call, "google.cloud.iap.tunnel.Connect")?;
+        // By the clock that shows no time: somebody may set the other one.
+        let good_until = caller.until.map(|until| Instant::now() + until.since(call.now));
         let (control, dial, relay) = (self.control.clone(), self.dial.clone(), self.relay.clone());
         match call.parts().as_slice() {
             ["v4", "connect"] => {
                 let target = Target::read(&call.query)?;
-                Ok(Box::new(move |stream| Box::pin(connect(control, dial, relay, caller, target, stream))))
+                Ok(Box::new(move |stream| {
+                    Box::pin(connect(control, dial, relay, caller, target, Client::new(stream, good_until)))
+                }))
             }
             ["v4", "reconnect"] => {
                 let sid = required(&call.query, "sid")?.to_owned();
                 let ack = call.query.number("ack")?.ok_or_else(|| missing("ack"))?;
-                Ok(Box::new(move |stream| Box::pin(reconnect(control, relay, caller, sid, ack, stream))))
+                Ok(Box::new(move |stream| {
+                    Box::pin(reconnect(control, relay, caller, sid, ack, Client::new(stream, good_until)))
+                }))
             }
             _ => Err(error::unknown_method()),
         }
@@ -106,26 +115,19 @@ async fn connect(
     relay: Arc<Relay>,
     caller: Caller,
     target: Target,
-    stream: Box<dyn Stream>,
+    client: Client,
 ) {
     let (instance, vm) = match admit(&control, &caller, &target) {
         Ok(found) => found,
-        Err(why) => return refuse(stream, why).await,
+        Err(why) => return client.refuse(why).await,
     };
     match timeout(IAP_CONNECT_MAX, dial.dial(vm, target.port)).await {
-        Ok(Ok(vm)) => relay.open(Owner { principal: caller.principal, instance }, vm, stream).await,
-        Ok(Err(_)) | Err(_) => refuse(stream, Close::NO_BACKEND).await,
+        Ok(Ok(vm)) => relay.open(Owner { principal: caller.principal, instance }, vm, client).await,
+        Ok(Err(_)) | Err(_) => client.refuse(Close::NO_BACKEND).await,
     }
 }
 
-async fn reconnect(
-    control: Arc<Control>,
-    relay: Arc<Relay>,
-    caller: Caller,
-    sid: String,
-    ack: u64,
-    stream: Box<dyn Stream>,
-) {
+async fn reconnect(control: Arc<Control>, relay: Arc<Relay>, caller: Caller, sid: String, ack: u64, client: Client) {
     let admitted = match relay.owner(&sid) {
         None => Err(Close::SID_UNKNOWN),
         // Who knows somebody else's session id has it from somewhere it was not meant to be.
@@ -133,8 +135,8 @@ async fn reconnect(
         Some(owner) => readmit(&control, &caller.principal, &owner.instance),
     };
     match admitted {
-        Ok(()) => relay.reopen(&sid, ack, stream).await,
-        Err(why) => refuse(stream, why).await,
+        Ok(()) => relay.reopen(&sid, ack, client).await,
+        Err(why) => client.refuse(why).await,
     }
 }
 

@@ -27,6 +27,9 @@ impl Close {
     pub const SID_UNKNOWN: Close = Close::new(4001, "session id unknown");
     pub const SID_IN_USE: Close = Close::new(4002, "session id in use");
     pub const NO_BACKEND: Close = Close::new(4003, "failed to connect to backend");
+    /// The credential that the client came with has ended. The only code after which the client comes back, with a new
+    /// one.
+    pub const REAUTHENTICATE: Close = Close::new(4004, "reauthentication required");
     /// The count in a reconnect.
     pub const BAD_ACK: Close = Close::new(4005, "bad ack");
     /// The count in an ACK frame.

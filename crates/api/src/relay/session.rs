@@ -140,6 +140,11 @@ impl Session {
     /// At most as many bytes as there is room for.
     pub fn vm_says(&mut self, bytes: &[u8]) {
         debug_assert!(bytes.len() <= self.room_for_vm(), "the VM was read without room");
+        let len = self.kept.len() + bytes.len();
+        if len > self.kept.capacity() {
+            // Never more memory than may be kept.
+            self.kept.reserve_exact((2 * len).min(IAP_UNACKED_BYTES_MAX.max(len)) - self.kept.len());
+        }
         self.kept.extend(bytes);
     }
 
