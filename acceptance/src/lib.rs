@@ -342,6 +342,31 @@ pub fn installed(program: &str, test: &str) -> bool {
     found
 }
 
+/// A home directory for one user of one test: keys and configuration of clients are kept there.
+pub struct Home(PathBuf);
+
+impl Home {
+    pub fn of(cloud: &Cloud) -> Home {
+        let home = std::env::temp_dir().join(format!("tombolo-home-{}", cloud.name));
+        std::fs::create_dir_all(home.join(".ssh")).expect("a directory for temporary files");
+        Home(home)
+    }
+}
+
+impl std::ops::Deref for Home {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
 /// Says that something was not tested. The harness captures what tests print; the counter reads the real standard output.
 pub fn skip(test: &str, why: &str) {
     tell(&format!("SKIPPED {test}: {why}"));

@@ -33,6 +33,13 @@ impl Cloud {
         pins.open(name).unwrap().unwrap_or_else(|| panic!("no namespace {name}"))
     }
 
+    /// The namespaces of networks: routers, load balancers, tunnels.
+    pub fn networks(&self) -> Vec<String> {
+        let names = Pins::under(&self.run_dir()).and_then(|pins| pins.names()).unwrap();
+        let of_a_network = |name: &String| ["vpc-", "edge-", "iap-"].iter().any(|prefix| name.starts_with(prefix));
+        names.into_iter().filter(of_a_network).collect()
+    }
+
     #[track_caller]
     pub fn watch(&self, namespace: &str, interface: &IfName) -> Watch {
         Watch(Capture::start(&self.netns(namespace), interface).unwrap())

@@ -7,7 +7,7 @@ use std::{
 };
 
 use acceptance::{
-    Cloud, REGION, Said, ZONE, installed,
+    Cloud, Home, REGION, Said, ZONE, installed,
     journey::client,
     tunnel::{Refused, Tunnel, Way},
     until,
@@ -21,7 +21,7 @@ const VM: &str = "test-vm";
 /// A cloud with one VM, and a home directory for its user.
 struct Scene {
     cloud: Cloud,
-    home: PathBuf,
+    home: Home,
 }
 
 impl Scene {
@@ -32,8 +32,7 @@ impl Scene {
         journey::enable(&client, P, &["compute.googleapis.com", "iap.googleapis.com"]).unwrap();
         journey::create_network(&client, P, "vpc").unwrap();
         journey::create_subnet(&client, P, "vpc", "subnet", "10.1.0.0/24", None).unwrap();
-        let home = std::env::temp_dir().join(format!("tombolo-home-{}", cloud.name));
-        std::fs::create_dir_all(home.join(".ssh")).unwrap();
+        let home = Home::of(&cloud);
         let scene = Scene { cloud, home };
         scene.make_vm(VM);
         scene
@@ -140,12 +139,6 @@ impl Scene {
 
     fn ssh_says(&self, user: &str, key: &str, script: &str) -> Said {
         Said::of(&self.ssh(user, key, u64::MAX).arg(script).stdin(Stdio::null()).output().unwrap())
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.home));
     }
 }
 
