@@ -9,6 +9,9 @@ use tombolo::journey::{self, CONSUMER, PRODUCER};
 
 static JOURNEY: Shared<Journey> = Shared::new();
 
+const CRM: &str = "cloudresourcemanager.googleapis.com";
+const ORG_POLICY: &str = "orgpolicy.googleapis.com";
+
 const ACCEPTED: &str = "ACCEPTED";
 const PENDING: &str = "PENDING";
 const REJECTED: &str = "REJECTED";
@@ -202,6 +205,48 @@ fn every_transition_shows_at_both_ends_and_in_packets() {
     }
 }
 
+/// The policy forbids this consumer alone, because the tests here share the producer.
+#[test]
+fn a_producers_organisation_policy_rejects_new_connections_and_cuts_none_until_they_are_reconciled() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "forbidden", "10.0.39.0/24");
+    scene.attach("att-forbidden", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    let before = scene.consumer.endpoint("before", "att-forbidden", None);
+    scene.prove(&before, ACCEPTED, "before the policy");
+    let mut open = scene.vm.connect(&before, &scene.token);
+    assert_eq!(open.hear(), "open");
+
+    let organization = format!("/v1/{}", control::projects::ORGANIZATION);
+    let mut policy = call(&journey, "POST", CRM, &format!("{organization}:getIamPolicy"), json!({}));
+    let admin = json!({"role": "roles/orgpolicy.policyAdmin", "members": ["user:admin@tombolo.local"]});
+    policy["bindings"].as_array_mut().expect("an owner").push(admin);
+    call(&journey, "POST", CRM, &format!("{organization}:setIamPolicy"), json!({"policy": policy}));
+    journey::enable(&journey.client(), PRODUCER, &["orgpolicy.googleapis.com"]).unwrap();
+    let policies = format!("/v2/projects/{PRODUCER}/policies");
+    let name = format!("projects/{PRODUCER}/policies/compute.restrictPrivateServiceConnectConsumer");
+    let rules = json!([{"values": {"deniedValues": [format!("under:projects/{}", scene.consumer.project)]}}]);
+    call(&journey, "POST", ORG_POLICY, &policies, json!({"name": name, "spec": {"rules": rules}}));
+
+    assert_eq!(scene.consumer.status("before", "att-forbidden"), ACCEPTED, "not retroactive");
+    assert!(open.ask("/headers").starts_with("HTTP/1.1 200"), "the open connection lives");
+    scene.prove(&before, ACCEPTED, "accepted before the policy");
+    let after = scene.consumer.endpoint("after", "att-forbidden", None);
+    assert_eq!(scene.consumer.status("after", "att-forbidden"), REJECTED);
+    let link = journey.cloud.watch_link(journey.producer, scene.network());
+    scene.prove(&after, REJECTED, "made under the policy");
+    assert_eq!(link.opened_to(after.parse().unwrap()), 0, "no packet of it reaches the producer");
+
+    journey.change("att-forbidden", &json!({"reconcileConnections": true}));
+    assert_eq!(scene.consumer.status("before", "att-forbidden"), REJECTED, "decided anew");
+    scene.prove(&before, REJECTED, "reconciled under the policy");
+    call(&journey, "DELETE", ORG_POLICY, &format!("/v2/{name}"), json!({}));
+    journey.change("att-forbidden", &json!({"description": "decided anew without the policy"}));
+    for (endpoint, address) in [("before", &before), ("after", &after)] {
+        assert_eq!(scene.consumer.status(endpoint, "att-forbidden"), ACCEPTED, "{endpoint}");
+        scene.prove(address, ACCEPTED, endpoint);
+    }
+}
+
 #[test]
 fn a_deleted_attachment_closes_its_connections_and_a_new_one_of_its_name_does_not_open_them() {
     let journey = JOURNEY.get(|| Journey::up(&[]));
@@ -254,6 +299,13 @@ fn merged(one: &Value, other: &Value) -> Value {
         all[field] = value.clone();
     }
     all
+}
+
+#[track_caller]
+fn call(journey: &Journey, method: &str, host: &str, path: &str, body: Value) -> Value {
+    let answer = journey.cloud.call(method, host, path, Some(body));
+    assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
+    answer.body
 }
 
 fn delete_attachment(journey: &Journey, name: &str) {

@@ -85,6 +85,10 @@ enum On {
         account: Option<String>,
     },
     Project(String),
+    OrgPolicy {
+        project: String,
+        constraint: String,
+    },
     Usage {
         project: String,
         api: String,
@@ -181,6 +185,11 @@ fn about(world: &World, on: &On, reply: &Value) -> Option<(ProjectId, About)> {
             let id = known(name)?;
             (id.clone(), About { name: format!("projects/{id}"), resource: project(&id), locations: vec![] })
         }
+        On::OrgPolicy { project: name, constraint } => {
+            let found = world.project(name)?;
+            let name = format!("projects/{}/policies/{constraint}", found.number);
+            (found.id.clone(), About { name, resource: project(&found.id), locations: vec![] })
+        }
         On::Run { project, region, service, v1 } => {
             let id = known(project)?;
             let name = match v1 {
@@ -256,7 +265,8 @@ fn act(world: &World, call: &Call, body: &Value) -> Option<Act> {
         Service::ServiceUsage => service_usage(&call.method, &parts, verb),
         // They change nothing that is stored for others to find.
         Service::IamCredentials | Service::Logging | Service::OAuth | Service::Accounts => None,
-        Service::OrgPolicy | Service::Dns | Service::Iap => None,
+        Service::OrgPolicy => org_policy(&call.method, &parts, body),
+        Service::Dns | Service::Iap => None,
     }
 }
 
@@ -358,6 +368,22 @@ fn resource_manager(method: &Method, parts: &[&str], verb: Option<&str>, body: &
         method: name.to_owned(),
         request: format!("google.cloudresourcemanager.{version}.{name}Request"),
         on: On::Project(project.to_owned()),
+    })
+}
+
+/// An organisation has no log here; what is set on it is in none.
+fn org_policy(method: &Method, parts: &[&str], body: &Value) -> Option<Act> {
+    let ["v2", "projects", project, "policies", rest @ ..] = parts else { return None };
+    let (name, constraint) = match (method, rest) {
+        (&Method::POST, []) => ("CreatePolicy", body["name"].as_str().unwrap_or_default().rsplit('/').next()?),
+        (&Method::PATCH, [constraint]) => ("UpdatePolicy", *constraint),
+        (&Method::DELETE, [constraint]) => ("DeletePolicy", *constraint),
+        _ => return None,
+    };
+    Some(Act {
+        method: format!("google.cloud.orgpolicy.v2.OrgPolicy.{name}"),
+        request: format!("google.cloud.orgpolicy.v2.{name}Request"),
+        on: On::OrgPolicy { project: (*project).to_owned(), constraint: constraint.to_owned() },
     })
 }
 

@@ -10,6 +10,7 @@ pub mod iam;
 pub mod iap;
 pub mod logging;
 pub mod oauth;
+pub mod orgpolicy;
 pub mod policy;
 pub mod run;
 pub mod run_v1;
@@ -35,6 +36,7 @@ pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> 
         .with(Service::IamCredentials, Arc::new(iam::IamCredentials { control: c(), mint: m() }))
         .with(Service::ResourceManager, Arc::new(crm::ResourceManager { control: c(), mint: m() }))
         .with(Service::ServiceUsage, Arc::new(serviceusage::ServiceUsage { control: c(), mint: m() }))
+        .with(Service::OrgPolicy, Arc::new(orgpolicy::OrgPolicy { control: c(), mint: m() }))
         .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal: journal.clone() }))
         .audited(Audit { control: c(), journal })
         .with(Service::OAuth, oauth.clone())

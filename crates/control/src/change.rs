@@ -7,6 +7,7 @@ use model::{
     iam::{Policy, ServiceAccount},
     id::{EndpointId, NetworkId, WorkloadId},
     name::Link,
+    orgpolicy::OrgPolicy,
     project::Project,
     psc::Quarantined,
     run::{Revision, RevisionKey, ServiceKey},
@@ -42,6 +43,8 @@ pub enum Change {
     Image(Box<ImageRecord>),
     Policy(String, Policy),
     NoPolicy(String),
+    OrgPolicy(String, Box<OrgPolicy>),
+    NoOrgPolicy(String),
     Account(Box<ServiceAccount>),
     NoAccount(String),
     Operation(Box<Operation>),
@@ -83,6 +86,7 @@ impl Change {
             Change::NoSeat(id) => format!("seat/{id}"),
             Change::Image(i) => format!("image/{}", i.name),
             Change::Policy(name, _) | Change::NoPolicy(name) => format!("policy/{name}"),
+            Change::OrgPolicy(name, _) | Change::NoOrgPolicy(name) => format!("org-policy/{name}"),
             Change::Account(a) => format!("account/{}", a.email),
             Change::NoAccount(email) => format!("account/{email}"),
             Change::Operation(o) => format!("operation/{}", o.name),
@@ -112,6 +116,7 @@ impl Change {
             Change::Seat(v) => json(v),
             Change::Image(v) => json(v),
             Change::Policy(name, v) => json(&(name, v)),
+            Change::OrgPolicy(name, v) => json(&(name, v)),
             Change::Account(v) => json(v),
             Change::Operation(v) => json(v),
             Change::RunOperation(v) => json(v),
@@ -127,6 +132,7 @@ impl Change {
             | Change::NoRevision(_)
             | Change::NoSeat(_)
             | Change::NoPolicy(_)
+            | Change::NoOrgPolicy(_)
             | Change::NoAccount(_)
             | Change::NoOperation(_)
             | Change::NoRunOperation(_)
@@ -154,6 +160,10 @@ impl Change {
             "policy" => {
                 let (name, policy) = from(value)?;
                 Change::Policy(name, policy)
+            }
+            "org-policy" => {
+                let (name, policy) = serde_json::from_slice(value)?;
+                Change::OrgPolicy(name, Box::new(policy))
             }
             "account" => Change::Account(serde_json::from_slice(value)?),
             "operation" => Change::Operation(serde_json::from_slice(value)?),
@@ -200,6 +210,12 @@ impl Change {
             }
             Change::NoPolicy(name) => {
                 world.policies.remove(&name);
+            }
+            Change::OrgPolicy(name, policy) => {
+                world.org_policies.insert(name, *policy);
+            }
+            Change::NoOrgPolicy(name) => {
+                world.org_policies.remove(&name);
             }
             Change::Account(a) => {
                 world.accounts.insert(a.email.clone(), *a);

@@ -140,7 +140,10 @@ impl Dirty {
             | Change::SystemKey(..)
             | Change::NoSystemKey(_)
             | Change::Revoked(..)
-            | Change::NoRevoked(_) => {}
+            | Change::NoRevoked(_)
+            // What a policy forbids is decided when a connection is, and stands in the connection.
+            | Change::OrgPolicy(..)
+            | Change::NoOrgPolicy(_) => {}
         }
     }
 

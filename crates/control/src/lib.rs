@@ -16,6 +16,7 @@ pub mod kind;
 pub mod kinds;
 pub mod operation;
 pub mod ops;
+pub mod org_policies;
 pub mod plan;
 pub mod policies;
 pub mod projects;

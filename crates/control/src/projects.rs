@@ -25,7 +25,7 @@ pub const ORGANIZATION: &str = "organizations/123450001";
 /// Who owns a new cloud unless the operator names somebody else.
 pub const ADMIN_DEFAULT: &str = "admin@tombolo.local";
 
-/// Service names we know, with the titles of their messages. The first eight answer; the others can be enabled (scripts
+/// Service names we know, with the titles of their messages. The first nine answer; the others can be enabled (scripts
 /// do that as a matter of course) and have no host here.
 pub const APIS: &[Api] = &[
     api("cloudresourcemanager.googleapis.com", "Cloud Resource Manager API"),
@@ -34,6 +34,7 @@ pub const APIS: &[Api] = &[
     api("iamcredentials.googleapis.com", "IAM Service Account Credentials API"),
     api("iap.googleapis.com", "Cloud Identity-Aware Proxy API"),
     api("logging.googleapis.com", "Cloud Logging API"),
+    api("orgpolicy.googleapis.com", "Organization Policy API"),
     api("run.googleapis.com", "Cloud Run Admin API"),
     api("serviceusage.googleapis.com", "Service Usage API"),
     api("apigee.googleapis.com", "Apigee API"),
@@ -53,7 +54,6 @@ pub const APIS: &[Api] = &[
     api("networkmanagement.googleapis.com", "Network Management API"),
     api("networksecurity.googleapis.com", "Network Security API"),
     api("networkservices.googleapis.com", "Network Services API"),
-    api("orgpolicy.googleapis.com", "Organization Policy API"),
     api("oslogin.googleapis.com", "Cloud OS Login API"),
     api("policysimulator.googleapis.com", "Policy Simulator API"),
     api("policytroubleshooter.googleapis.com", "Policy Troubleshooter API"),

@@ -20,6 +20,9 @@ pub enum Reach {
     Decided,
 }
 
+/// Whether the producer's organisation policies let the consumer of a connection connect.
+pub type Permits<'a> = &'a dyn Fn(&Connection) -> bool;
+
 /// What [`settle`] decided.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settled {
@@ -35,6 +38,7 @@ pub struct Settled {
 /// addresses that may be handed out, lowest first.
 pub fn settle(
     attachment: &ServiceAttachment,
+    permits: Permits<'_>,
     reach: Reach,
     connections: Vec<Connection>,
     free: impl IntoIterator<Item = Ipv4Addr>,
@@ -43,7 +47,7 @@ pub fn settle(
     let mut released = Vec::new();
     // Whoever keeps its place is counted before anyone who waits gets one.
     for i in 0..out.len() {
-        out[i].status = kept(attachment, reach, &out[i]);
+        out[i].status = kept(attachment, permits, reach, &out[i]);
     }
     for i in 0..out.len() {
         if out[i].status == ConnectionStatus::Pending && has_place(attachment, &out, i) {
@@ -72,11 +76,12 @@ pub fn settle(
 /// of all is said of one. `taken` tells how many places a consumer has; `free` is the lowest free NAT address.
 pub fn join(
     attachment: &ServiceAttachment,
+    permits: Permits<'_>,
     mut joining: Connection,
     taken: impl Fn(&Consumer) -> u32,
     free: Option<Ipv4Addr>,
 ) -> Connection {
-    joining.status = kept(attachment, Reach::Waiting, &joining);
+    joining.status = kept(attachment, permits, Reach::Waiting, &joining);
     let has_place = match attachment.preference {
         Preference::AcceptAutomatic => true,
         Preference::AcceptManual => entry(attachment, &joining).is_some_and(|e| taken(&e.consumer) < e.limit),
@@ -94,9 +99,14 @@ fn is_accepted(status: ConnectionStatus) -> bool {
 
 /// The status before places are handed out: accepted ones that stay, Rejected, Closed, and Pending for all that must
 /// find a place (also with ACCEPT_AUTOMATIC, where every one does).
-fn kept(attachment: &ServiceAttachment, reach: Reach, connection: &Connection) -> ConnectionStatus {
+fn kept(
+    attachment: &ServiceAttachment,
+    permits: Permits<'_>,
+    reach: Reach,
+    connection: &Connection,
+) -> ConnectionStatus {
     use ConnectionStatus::{Accepted, Closed, NeedsAttention, Pending, Rejected};
-    let rejected = attachment.reject.iter().any(|c| names(c, connection));
+    let rejected = attachment.reject.iter().any(|c| names(c, connection)) || !permits(connection);
     match (connection.status, reach) {
         (Closed, _) => Closed,
         (Accepted | NeedsAttention, Reach::Waiting) => connection.status,
@@ -153,6 +163,16 @@ mod tests {
     };
 
     use super::*;
+
+    /// No organisation policy forbids anything.
+    fn settle(
+        attachment: &ServiceAttachment,
+        reach: Reach,
+        connections: Vec<Connection>,
+        free: impl IntoIterator<Item = Ipv4Addr>,
+    ) -> Settled {
+        super::settle(attachment, &|_| true, reach, connections, free)
+    }
 
     fn project(id: &str) -> Consumer {
         Consumer::Project { id: id.parse().unwrap(), written: id.to_owned() }
@@ -275,6 +295,28 @@ mod tests {
         }
     }
 
+    /// A policy is asked when a connection is decided, as a reject list is.
+    #[test]
+    fn a_policy_rejects_who_is_decided_on_and_leaves_who_was_decided_before() {
+        let a = attachment(AcceptAutomatic, &[], &[]);
+        for (reach, before, after) in [
+            (Reach::Waiting, Pending, Rejected),
+            (Reach::Waiting, Accepted, Accepted),
+            (Reach::Waiting, NeedsAttention, Accepted),
+            (Reach::Waiting, Rejected, Rejected),
+            (Reach::Decided, Accepted, Rejected),
+            (Reach::Decided, Rejected, Rejected),
+            (Reach::Decided, Closed, Closed),
+        ] {
+            let held = (before == Accepted).then(|| nat(2));
+            let one = vec![connection(1, "consumer", before, held)];
+            let settled = super::settle(&a, &|_| false, reach, one, [nat(2), nat(3)]);
+            assert_eq!(statuses(&settled), [after], "{reach:?} {before:?}");
+        }
+        let new = connection(1, "consumer", Pending, None);
+        assert_eq!(join(&a, &|_| false, new, |_| 0, Some(nat(2))).status, Rejected);
+    }
+
     #[test]
     fn the_eleventh_endpoint_over_a_limit_of_ten_waits_and_takes_the_first_place_that_falls_free() {
         let a = attachment(AcceptManual, &[("consumer", 10)], &[]);
@@ -346,7 +388,7 @@ mod tests {
                             let taken = settled.iter().filter(|x| is_accepted(x.status) && names(c, x)).count();
                             u32::try_from(taken).unwrap()
                         };
-                        wanted.push(join(&a, new, taken, free.first().copied()));
+                        wanted.push(join(&a, &|_| true, new, taken, free.first().copied()));
                         assert_eq!(settle(&a, Reach::Waiting, together, free).connections, wanted);
                     }
                 }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kind::Record,
+    org_policies::Effective,
     plan, run,
     tokens::{Mint, account_claims},
     world::{Holder, PscConnection, World},
@@ -83,6 +84,8 @@ pub enum Held {
     AtLimit { project: ProjectId, limit: u32 },
     /// REJECTED: on the reject list.
     Rejected { project: ProjectId },
+    /// REJECTED: an organisation policy of the producer does not let the consumer connect.
+    Forbidden { project: ProjectId, producer: ProjectId },
     /// REJECTED once, and since then nobody has reconsidered.
     StaysRejected,
     /// CLOSED: the attachment it was made for was deleted.
@@ -192,7 +195,7 @@ fn front(world: &World, rule: &Record<lb::ForwardingRule>) -> Target {
                 attachment: attachment.clone(),
                 producer: connection.map(|c| c.producer_network),
                 balancer: behind.and_then(|rule| balancer(world, rule)),
-                held: held(connection, published, behind.is_some()),
+                held: held(world, connection, published, behind.is_some()),
             }
         }
     }
@@ -205,6 +208,7 @@ fn balancer(world: &World, rule: &Record<lb::ForwardingRule>) -> Option<Balancer
 }
 
 fn held(
+    world: &World,
     connection: Option<&PscConnection>,
     published: Option<&Record<ServiceAttachment>>,
     has_target: bool,
@@ -226,7 +230,11 @@ fn held(
         }
         ConnectionStatus::Closed => Some(Held::Closed),
         ConnectionStatus::Rejected if spec.reject.iter().any(names) => Some(Held::Rejected { project }),
-        ConnectionStatus::Rejected => Some(Held::StaysRejected),
+        ConnectionStatus::Rejected => {
+            let producer = attachment.link.project.clone();
+            let permits = Effective::on_consumers_of(world, &producer).permits(world, &project);
+            Some(if permits { Held::StaysRejected } else { Held::Forbidden { project, producer } })
+        }
         ConnectionStatus::Pending => Some(match accepted {
             Some(entry) if spec.preference == Preference::AcceptManual => Held::AtLimit { project, limit: entry.limit },
             Some(_) | None => {

@@ -19,6 +19,7 @@ use model::{
     iam::{Policy, ServiceAccount},
     id::{NetworkId, ResourceId, WorkloadId},
     name::{Link, ProjectId, ProjectNumber},
+    orgpolicy::OrgPolicy,
     project::Project,
     psc::Connection,
     run::{Revision, RevisionKey, ServiceKey},
@@ -52,6 +53,8 @@ pub struct World {
     /// Policies by full resource name (`projects/P`, `projects/P/locations/R/services/S`, `projects/P/serviceAccounts/E`,
     /// `organizations/N`).
     pub policies: BTreeMap<String, Policy>,
+    /// By full name, `projects/ID/policies/CONSTRAINT` or `organizations/N/policies/CONSTRAINT`.
+    pub org_policies: BTreeMap<String, OrgPolicy>,
     pub accounts: BTreeMap<String, ServiceAccount>,
     pub operations: BTreeMap<String, Operation>,
     /// By id, a UUID.

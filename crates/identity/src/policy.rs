@@ -340,10 +340,15 @@ const DIGITS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 /// It is written digit by digit to the base 62, so that neither `+` nor `/` occurs and clients that know only one of
 /// the two base64 alphabets send it back as it was.
 pub fn etag(policy: &Policy) -> String {
-    if policy.revision == 0 {
+    etag_of(policy.revision)
+}
+
+/// The etag of a revision; 0 is that of a policy that was never set.
+pub fn etag_of(revision: u64) -> String {
+    if revision == 0 {
         return ETAG_NEVER.to_owned();
     }
-    let mut rest = policy.revision;
+    let mut rest = revision;
     let mut digits = [b'A'; 8];
     for digit in digits.iter_mut().rev() {
         *digit = DIGITS[usize::try_from(rest % 62).expect("less than 62")];

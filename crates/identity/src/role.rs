@@ -116,6 +116,9 @@ impl Row {
 
 const PROJECTS: &str = "resourcemanager.projects.{get,list}";
 const SERVICES: &str = "serviceusage.services.{get,list}";
+/// To read them. No basic role sets one: the Organization Policy Administrator does.
+const ORG_POLICY_LISTS: &str = "orgpolicy.{constraints,policies}.list";
+const ORG_POLICY: &str = "orgpolicy.policy.get";
 const COMPUTE_PLACES: &str = "compute.{regions,zones}.{get,list}";
 const COMPUTE_OPERATIONS: &str = "compute.{globalOperations,regionOperations,zoneOperations}.{get,list}";
 
@@ -128,6 +131,8 @@ const VIEWER: &[&str] = &[
     "logging.logEntries.{download,list}",
     "logging.logs.list",
     "logging.views.{get,list}",
+    ORG_POLICY_LISTS,
+    ORG_POLICY,
     "resourcemanager.projects.{get,getIamPolicy,list}",
     "run.*.{get*,list}",
     "serviceusage.operations.get",
@@ -144,6 +149,7 @@ const TABLE: &[Row] = &[
         "iam.serviceAccountKeys.*",
         "iam.serviceAccounts.{actAs,create,delete,disable,enable,get,getIamPolicy,list,update}",
         "logging.logEntries.*", "logging.logs.*", "logging.views.{get,list}",
+        ORG_POLICY_LISTS, ORG_POLICY,
         "resourcemanager.projects.{get,getIamPolicy,list,update}",
         "run.*.*",
         "serviceusage.*.*",
@@ -153,6 +159,7 @@ const TABLE: &[Row] = &[
         "iam.*.*",
         "iap.*.*",
         "logging.*.*",
+        ORG_POLICY_LISTS, ORG_POLICY,
         "resourcemanager.projects.{delete,get,getIamPolicy,list,setIamPolicy,undelete,update}",
         "run.*.*",
         "serviceusage.*.*",
@@ -295,6 +302,10 @@ const TABLE: &[Row] = &[
         "resourcemanager.{folders,projects}.{get,getIamPolicy,list,setIamPolicy}",
         "resourcemanager.organizations.{get,getIamPolicy,setIamPolicy}",
     ]),
+    role("roles/orgpolicy.policyAdmin", "Organization Policy Administrator", "Sets organisation policies.",
+        &["orgpolicy.*.*"]),
+    role("roles/orgpolicy.policyViewer", "Organization Policy Viewer", "Sees organisation policies.",
+        &[ORG_POLICY_LISTS, ORG_POLICY]),
     role("roles/serviceusage.serviceUsageAdmin", "Service Usage Admin", "Enables and disables APIs.",
         &["serviceusage.*.*"]),
     role("roles/serviceusage.serviceUsageConsumer", "Service Usage Consumer", "Uses a project's APIs and quota.",
@@ -383,6 +394,8 @@ mod tests {
             ("resourcemanager.projects.update", false, true, true),
             ("resourcemanager.projects.create", false, false, false),
             ("resourcemanager.organizations.get", false, false, false),
+            ("orgpolicy.policy.get", true, true, true),
+            ("orgpolicy.policy.set", false, false, false),
             ("serviceusage.services.enable", false, true, true),
             ("serviceusage.services.list", true, true, true),
             ("iap.tunnelInstances.accessViaIAP", false, false, true),

@@ -14,6 +14,7 @@ pub mod id;
 pub mod lb;
 pub mod limits;
 pub mod name;
+pub mod orgpolicy;
 pub mod planned;
 pub mod project;
 pub mod psc;

@@ -61,6 +61,9 @@ pub const PSC_NAT_QUARANTINE: Duration = Duration::from_secs(120);
 /// Source: serviceAttachments `consumerAcceptLists`, `consumerRejectLists`.
 pub const PSC_ACCEPT_ENTRIES_MAX: usize = 5_000;
 pub const PSC_REJECT_ENTRIES_MAX: usize = 64;
+/// Rules and values of one organisation policy. Source: Organization Policy API, `PolicySpec.rules`, `StringValues`.
+pub const ORG_POLICY_RULES_MAX: usize = 10;
+pub const ORG_POLICY_VALUES_MAX: usize = 500;
 
 // ---- serving ----
 

@@ -5,6 +5,7 @@
 mod audit;
 mod identity;
 mod logging;
+mod orgpolicy;
 mod projects;
 mod run;
 mod scene;

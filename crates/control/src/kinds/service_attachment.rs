@@ -10,7 +10,7 @@ use model::{
     lb::{ForwardingRule, Target},
     limits,
     name::Link,
-    psc::{ConnectionStatus, Consumer, Quarantined, ServiceAttachment},
+    psc::{Connection, ConnectionStatus, Consumer, Quarantined, ServiceAttachment},
     time::Timestamp,
     vpc::{self, Purpose},
 };
@@ -19,6 +19,7 @@ use crate::{
     kind::{Kind, Need, Object, Record, Reference},
     kinds::place,
     ops::{Change, Txn},
+    org_policies::Effective,
     psc::{self, Reach},
     world::{PscConnection, World},
 };
@@ -266,7 +267,9 @@ impl<'a> Round<'a> {
         lift_quarantine(network, world, txn);
         let free = self.free_addresses(network, before.len(), world, txn.steady);
         let asked = before.iter().map(|c| c.connection.clone()).collect();
-        let settled = psc::settle(&self.attachment.spec, self.reach, asked, free);
+        let policy = self.policy(world);
+        let permits = |c: &Connection| policy.permits(world, &c.rule.project);
+        let settled = psc::settle(&self.attachment.spec, &permits, self.reach, asked, free);
         for address in settled.released {
             quarantine(network, address, txn);
         }
@@ -290,12 +293,18 @@ impl<'a> Round<'a> {
     }
 
     fn settle_one(self, world: &World, txn: &mut Txn) {
+        let policy = self.policy(world);
         let Some(mut joining) = self.joining else { return };
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|l| world.get::<vpc::Subnetwork>(l));
         let free = ranges.map(|s| s.spec.range).find_map(|range| lowest_free(range, joining.producer_network, world));
         let taken = |consumer: &Consumer| world.connections.taken(self.attachment.id, consumer);
-        joining.connection = psc::join(&self.attachment.spec, joining.connection, taken, free);
+        let permits = |c: &Connection| policy.permits(world, &c.rule.project);
+        joining.connection = psc::join(&self.attachment.spec, &permits, joining.connection, taken, free);
         txn.push(Change::Connection(Box::new(joining)));
+    }
+
+    fn policy(&self, world: &World) -> Effective {
+        Effective::on_consumers_of(world, &self.attachment.link.project)
     }
 
     /// NAT addresses that nobody holds and that are not in quarantine: the subnets in their order, each from its lowest

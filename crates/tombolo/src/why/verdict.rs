@@ -202,8 +202,16 @@ fn endpoint(rule: &Link, attachment: &Link, held: &Held) -> Verdict {
                 "--consumer-reject-list= --consumer-accept-list={project}=10 --reconcile-connections"
             )))
         }
+        Held::Forbidden { project, producer } => {
+            let what = format!(
+                "The connection is REJECTED: an organisation policy on {producer}, or above it, does not let {project} connect."
+            );
+            let see = "gcloud org-policies describe compute.restrictPrivateServiceConnectConsumer --effective";
+            Verdict::new("endpoint-forbidden-by-policy", what).mend(format!("{see} --project={producer}"))
+        }
         Held::StaysRejected => {
-            let what = "The connection is REJECTED: it was on the reject list, and nobody has reconsidered since.";
+            let what = "The connection is REJECTED: a list or an organisation policy forbade it, and nobody has \
+                        reconsidered since.";
             Verdict::new("endpoint-stays-rejected", what).mend(update("--reconcile-connections"))
         }
         Held::Closed => {
