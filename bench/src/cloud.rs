@@ -22,6 +22,8 @@ use crate::{
 const CLOUD: &str = "bench";
 const STATE: &str = "/var/lib/tombolo/bench";
 const RUNS: usize = 9;
+/// Changes that are measured, each time.
+const MORE: usize = 99;
 /// After this a cloud that is left alone has finished what it began.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -99,6 +101,55 @@ pub fn memory(tools: &Tools) -> Outcome<Vec<Row>> {
     let row =
         |promise, sizes| Row { promise, aim: Aim::AtMost(40.0), unit: "MiB", ours: Spread::of(sizes), peer: None };
     Ok(vec![row("memory of an idle cloud", idle), row("memory with one VM and one service", used)])
+}
+
+/// One endpoint more through the public door, from the call to its operation's DONE, where some are and where many are.
+pub fn changes(tools: &Tools) -> Outcome<Vec<Row>> {
+    let up = Up::start(&tools.tombolo, &["--ephemeral"])?;
+    let client = up.client()?;
+    for project in [PRODUCER, CONSUMER] {
+        journey::create_project(&client, project)?;
+        journey::enable(&client, project, &["run.googleapis.com", "compute.googleapis.com"])?;
+    }
+    journey::deploy(&client, "internal-and-cloud-load-balancing")?;
+    journey::create_network(&client, PRODUCER, "producer-vpc")?;
+    journey::create_network(&client, CONSUMER, "consumer-vpc")?;
+    for (name, range, purpose) in [
+        ("producer-subnet", "10.0.0.0/24", None),
+        ("producer-proxy-subnet", "10.0.2.0/24", Some("REGIONAL_MANAGED_PROXY")),
+        ("producer-psc-subnet", "10.8.0.0/16", Some("PRIVATE_SERVICE_CONNECT")),
+    ] {
+        journey::create_subnet(&client, PRODUCER, "producer-vpc", name, range, purpose)?;
+    }
+    journey::create_subnet(&client, CONSUMER, "consumer-vpc", "consumer-subnet", "10.1.0.0/16", None)?;
+    journey::create_load_balancer(&client)?;
+    journey::publish(&client, &[(CONSUMER, 5_000)])?;
+    let mut there = 0;
+    let mut measured = Vec::new();
+    for existing in [1, 1_000, 3_000] {
+        let mut samples = Vec::new();
+        while there < existing + MORE {
+            let start = Instant::now();
+            journey::create_endpoint_named(&client, &format!("endpoint-{there}"))?;
+            if there >= existing {
+                samples.push(ms(start.elapsed()));
+            }
+            there += 1;
+        }
+        measured.push(Spread::of(samples));
+    }
+    let [few, many, more] = <[Spread; 3]>::try_from(measured).map_err(|_| "measured three times")?;
+    let row = |promise, ours| Row {
+        promise,
+        aim: Aim::OfPeer(1.5),
+        unit: "ms",
+        ours,
+        peer: Some(("where 1 is", few.clone())),
+    };
+    Ok(vec![
+        row("an endpoint more, call to DONE, at 1,000", many),
+        row("an endpoint more, call to DONE, at 3,000", more),
+    ])
 }
 
 /// Memory of all our processes of the cloud, each shared page counted once. Source: `/proc/PID/smaps_rollup`, Pss.

@@ -26,7 +26,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 type Bench = fn(&Tools) -> Outcome<Vec<Row>>;
 
 /// Each with its name, in the order of SPECIFICATION.md.
-const BENCHES: [(&str, Bench); 10] = [
+const BENCHES: [(&str, Bench); 11] = [
     ("ready", cloud::ready),
     ("memory", cloud::memory),
     ("journey", cloud::journey),
@@ -34,6 +34,7 @@ const BENCHES: [(&str, Bench); 10] = [
     ("attach", network::attach),
     ("round-trip", network::round_trip),
     ("endpoints", network::endpoints),
+    ("changes", cloud::changes),
     ("proxy", proxy::bench),
     ("store", store::bench),
     ("logs", journal::bench),

@@ -3,6 +3,7 @@
 use std::{fs, io};
 
 /// Measurements of one thing, as a median with the spread around it.
+#[derive(Clone)]
 pub struct Spread(Vec<f64>);
 
 impl Spread {

@@ -86,7 +86,10 @@ fn build(target: &str) -> Option<PathBuf> {
     let host = version.lines().find_map(|line| line.strip_prefix("host: "))?;
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--release", "--locked", "--target", host]).env("RUSTFLAGS", COVERAGE);
-    cargo.env("FUZZ_TARGET", target).env("CARGO_TARGET_DIR", root().join("target/fuzz")).current_dir(root().join("fuzz/libfuzzer"));
+    cargo
+        .env("FUZZ_TARGET", target)
+        .env("CARGO_TARGET_DIR", root().join("target/fuzz"))
+        .current_dir(root().join("fuzz/libfuzzer"));
     cargo.status().is_ok_and(|s| s.success()).then(|| root().join("target/fuzz").join(host).join("release/libfuzzer"))
 }
 

@@ -2,6 +2,7 @@
 //! bench` prints each promise of SPECIFICATION.md beside its measure.
 
 mod bench;
+mod demo;
 mod fuzz;
 mod leaks;
 mod test;
@@ -15,6 +16,7 @@ use std::{
 const USAGE: &str = "\
 usage: cargo xtask <command>
 
+  demo [OPTION...]  builds the program and lets it walk journey 1 on a throwaway cloud
   test [FLOOR...]   all tests, or those of the floors named: unit, lab, acceptance; ends with counts per floor
   tidy              the house rules: arrows between crates, sizes, docstrings, unsafe, decision records
   bench [NAME...]   measures, each beside its peer in the same run; installs the peers (haproxy, crun, wrk) with apt
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (command, rest) = args.split_first().map_or(("", [].as_slice()), |(c, r)| (c.as_str(), r));
     match command {
+        "demo" => demo::run(rest),
         "test" => test::run(rest),
         "tidy" => tidy::run(),
         "bench" => bench::run(rest),

@@ -85,6 +85,8 @@ pub struct Driver {
     /// Keys planned so far: what changes cost.
     planned: Arc<AtomicU64>,
     keys: Option<EdgeItem>,
+    /// The proxy has heard that it was told everything.
+    proxy_complete: bool,
     guests: Mirror<GuestKey, GuestItem>,
     marks: u64,
     proxy_applied: u64,
@@ -118,6 +120,7 @@ impl Driver {
             again: Dirty { everything: true, ..Dirty::default() },
             planned: Arc::default(),
             keys: None,
+            proxy_complete: false,
             guests: Mirror::new(),
             marks: 0,
             proxy_applied: 0,
@@ -208,8 +211,8 @@ impl Driver {
                 self.edge.forget();
                 self.keys = None;
                 self.again.everything = true;
+                self.proxy_complete = false;
                 self.look();
-                self.proxy.send(ToProxy::Complete);
                 self.mark_proxy();
                 false
             }

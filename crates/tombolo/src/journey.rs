@@ -201,6 +201,18 @@ pub fn create_endpoint(client: &Client, address: &str) -> Outcome<String> {
     Ok(rule["pscConnectionStatus"].as_str().unwrap_or("no status").to_owned())
 }
 
+/// An endpoint with an address of the cloud's choice.
+pub fn create_endpoint_named(client: &Client, name: &str) -> Outcome<()> {
+    let at = |path: &str| link(CONSUMER, &format!("regions/{REGION}/{path}"));
+    let rule = json!({
+        "name": name, "network": link(CONSUMER, "global/networks/consumer-vpc"),
+        "subnetwork": at("subnetworks/consumer-subnet"),
+        "target": link(PRODUCER, &format!("regions/{REGION}/serviceAttachments/hello-service-attachment")),
+    });
+    client.compute("POST", &regional(CONSUMER, "forwardingRules"), &rule)?;
+    Ok(())
+}
+
 /// Returns the VM's address.
 pub fn create_vm(client: &Client, name: &str, address: Option<&str>) -> Outcome<String> {
     let zonal = format!("projects/{CONSUMER}/zones/{ZONE}");

@@ -256,6 +256,7 @@ impl Driver {
             return wanted.iter().any(|(key, item)| self.edge.differs(key, item.as_ref()));
         }
         let keys = self.serving.keys();
+        let has_keys = matches!(&keys, EdgeItem::Keys(keys) if !keys.is_empty());
         let mut sent = false;
         if self.keys.as_ref() != Some(&keys) {
             self.proxy.send(ToProxy::Set(keys.clone()));
@@ -271,6 +272,10 @@ impl Driver {
                 Delta::Unset(key) => ToProxy::Unset(key),
             });
             sent = true;
+        }
+        // A new cloud is still making its first key: until then the proxy must call no token unknown.
+        if has_keys && !std::mem::replace(&mut self.proxy_complete, true) {
+            self.proxy.send(ToProxy::Complete);
         }
         sent
     }
