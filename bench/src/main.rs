@@ -9,6 +9,7 @@ mod haproxy;
 mod journal;
 mod network;
 mod proxy;
+mod relay;
 mod report;
 mod start;
 mod store;
@@ -36,6 +37,7 @@ const BENCHES: [(&str, Bench); 11] = [
     ("endpoints", network::endpoints),
     ("changes", cloud::changes),
     ("proxy", proxy::bench),
+    ("relay", relay::bench),
     ("store", store::bench),
     ("logs", journal::bench),
 ];

@@ -31,7 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Development only: they may use all.
     ("acceptance", EVERYTHING),
     ("bench", EVERYTHING),
-    ("bench", &["host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo"]),
+    ("bench", &["api", "host", "identity", "ipc", "lab", "logs", "model", "proxy", "sandbox", "store", "tombolo"]),
     ("fuzz", EVERYTHING),
     ("xtask", &[]),
 ];
