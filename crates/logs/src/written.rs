@@ -13,11 +13,12 @@ use crate::{
     entry::{HttpRequest, Operation, SourceLocation},
 };
 
-/// The body of `entries.write`.
+/// The body of `entries.write`. Fields go by either of their names, as in all JSON of protocol buffers: Google's own
+/// Python library says `dry_run` beside `partialSuccess`. Source: protobuf.dev, ProtoJSON format.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Batch {
-    #[serde(default)]
+    #[serde(default, alias = "log_name")]
     log_name: String,
     #[serde(default)]
     resource: Option<Monitored>,
@@ -26,10 +27,10 @@ pub struct Batch {
     #[serde(default)]
     entries: Vec<Map<String, Value>>,
     /// The good entries are written although there are bad ones.
-    #[serde(default)]
+    #[serde(default, alias = "partial_success")]
     pub partial_success: bool,
     /// Nothing is written.
-    #[serde(default)]
+    #[serde(default, alias = "dry_run")]
     pub dry_run: bool,
 }
 
@@ -45,38 +46,38 @@ struct Monitored {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Given {
-    #[serde(default)]
+    #[serde(default, alias = "log_name")]
     log_name: String,
     #[serde(default)]
     resource: Option<Monitored>,
     #[serde(default)]
     timestamp: Option<String>,
     /// Ours to say; accepted, as clients send back what they read.
-    #[serde(default, rename = "receiveTimestamp")]
+    #[serde(default, rename = "receiveTimestamp", alias = "receive_timestamp")]
     _receive_timestamp: Option<String>,
     #[serde(default)]
     severity: Option<Value>,
-    #[serde(default)]
+    #[serde(default, alias = "insert_id")]
     insert_id: String,
-    #[serde(default)]
+    #[serde(default, alias = "http_request")]
     http_request: Option<GivenRequest>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     #[serde(default)]
     operation: Option<GivenOperation>,
-    #[serde(default)]
+    #[serde(default, alias = "source_location")]
     source_location: Option<GivenLocation>,
     #[serde(default)]
     trace: String,
-    #[serde(default)]
+    #[serde(default, alias = "span_id")]
     span_id: String,
-    #[serde(default)]
+    #[serde(default, alias = "trace_sampled")]
     trace_sampled: bool,
-    #[serde(default)]
+    #[serde(default, alias = "text_payload")]
     text_payload: Option<String>,
-    #[serde(default)]
+    #[serde(default, alias = "json_payload")]
     json_payload: Option<Map<String, Value>>,
-    #[serde(default)]
+    #[serde(default, alias = "proto_payload")]
     proto_payload: Option<Map<String, Value>>,
 }
 
@@ -84,13 +85,20 @@ struct Given {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[derive(Default)]
 struct GivenRequest {
+    #[serde(alias = "request_method")]
     request_method: String,
+    #[serde(alias = "request_url")]
     request_url: String,
+    #[serde(alias = "request_size")]
     request_size: Int64,
     status: u16,
+    #[serde(alias = "response_size")]
     response_size: Int64,
+    #[serde(alias = "user_agent")]
     user_agent: String,
+    #[serde(alias = "remote_ip")]
     remote_ip: String,
+    #[serde(alias = "server_ip")]
     server_ip: String,
     referer: String,
     latency: Option<String>,
@@ -277,6 +285,16 @@ mod tests {
             format!("id-{count}")
         };
         Batch::parse(body).expect("a body").entries(NOW, number)
+    }
+
+    #[test]
+    fn a_field_goes_by_either_of_its_names() {
+        let body = json!({"log_name": "projects/p/logs/l", "dry_run": true, "partial_success": true,
+                          "resource": {"type": "global"}, "entries": [{"text_payload": "hello", "insert_id": "mine"}]});
+        let batch = Batch::parse(body.clone()).expect("a body");
+        assert!(batch.dry_run && batch.partial_success);
+        let shown = entries(body).remove(0).expect("a good entry").to_json();
+        assert_eq!((&shown["textPayload"], &shown["insertId"]), (&json!("hello"), &json!("mine")));
     }
 
     #[test]
