@@ -361,3 +361,92 @@ fn gcloud_logs_in_runs_commands_and_copies_files_through_the_proxy() {
     let text = "Error while connecting [4033: 'not authorized'].";
     assert!(refused.code == Some(1) && refused.err.contains(text), "{}", refused.err);
 }
+
+/// Runs a program at a terminal of 80 by 24, and makes that 77 by 33 as soon as the program is ready.
+const RESIZED: &str = r#"
+import fcntl, os, pty, struct, sys, termios
+def size(fd, rows, columns):
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+pid, terminal = pty.fork()
+if pid == 0:
+    size(0, 24, 80)
+    os.execvp(sys.argv[1], sys.argv[1:])
+said = b""
+while True:
+    try:
+        more = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not more:
+        break
+    before, said = said, said + more
+    if b"ready" in said and b"ready" not in before:
+        size(terminal, 33, 77)
+sys.stdout.write(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+#[test]
+fn an_openssh_session_forwards_ports_outwards_follows_its_terminal_and_waits_for_a_slow_reader() {
+    if !installed("ssh", "what an SSH session can do") || !installed("python3", "a terminal that changes its size") {
+        return;
+    }
+    let scene = Scene::up();
+    scene.let_in();
+    drop(scene.tunnel());
+    let key = scene.keygen("ada");
+    scene.set_keys(&format!("ada:{key}"));
+
+    // -L: as the VM, to what the VM reaches. -R: refused, so that no listener of a VM leads out of the cloud.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut forwarding = scene.ssh("ada", "ada", u64::MAX);
+    forwarding.args(["-L", &format!("127.0.0.1:{free}:metadata.google.internal:80"), "cat"]);
+    let mut forwarding = forwarding.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let name = format!("http://127.0.0.1:{free}/computeMetadata/v1/instance/name");
+    let curl = ["-sf", "-m", "10", "--noproxy", "*", "-H", "Metadata-Flavor: Google", &name];
+    let answer = until("the forwarded port answers", || {
+        let said = Said::of(&Command::new("curl").args(curl).output().unwrap());
+        if said.code == Some(0) { Ok(said.out) } else { Err(format!("{said:?}")) }
+    });
+    assert_eq!(answer, VM);
+    drop(forwarding.stdin.take());
+    assert!(forwarding.wait().unwrap().success());
+    let mut back = scene.ssh("ada", "ada", u64::MAX);
+    back.args(["-o", "ExitOnForwardFailure=yes", "-R", "8000:127.0.0.1:9", "true"]);
+    let said = Said::of(&back.stdin(Stdio::null()).output().unwrap());
+    let refused = said.err.contains("remote port forwarding failed for listen port 8000");
+    assert!(said.code == Some(255) && refused, "{said:?}");
+
+    // The terminal's size, then and later; its interrupt key.
+    let ssh = scene.ssh("ada", "ada", u64::MAX);
+    let mut resized = Command::new("python3");
+    resized.args(["-c", RESIZED]).arg(ssh.get_program()).args(ssh.get_args()).arg("-tt");
+    resized.arg("stty size; trap 'stty size; exit 4' WINCH; echo ready; while :; do sleep 0.05; done");
+    resized.env("TERM", "xterm").env("TUNNEL_TOKEN", &scene.cloud.token).stdin(Stdio::null());
+    let said = Said::of(&resized.output().unwrap());
+    assert_eq!(said.code, Some(4), "{said:?}");
+    assert!(said.out.contains("24 80") && said.out.contains("33 77"), "{said:?}");
+    let mut interrupted = scene.ssh("ada", "ada", u64::MAX);
+    interrupted.args(["-tt", "trap 'exit 6' INT; echo ready; while :; do sleep 0.05; done"]).env("TERM", "xterm");
+    let mut interrupted = interrupted.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 5];
+    std::io::Read::read_exact(interrupted.stdout.as_mut().unwrap(), &mut line).unwrap();
+    interrupted.stdin.as_mut().unwrap().write_all(&[3]).unwrap();
+    assert_eq!((&line, interrupted.wait().unwrap().code()), (b"ready", Some(6)));
+
+    // A client that does not read: its program waits, other clients do not, and the server keeps little of it.
+    const BYTES: usize = 64 << 20;
+    let mut slow = scene.ssh("ada", "ada", u64::MAX);
+    slow.arg(format!("head -c {BYTES} /dev/zero")).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut slow = slow.spawn().unwrap();
+    let mut unread = slow.stdout.take().unwrap();
+    std::io::Read::read_exact(&mut unread, &mut [0; 1]).unwrap();
+    assert_eq!(scene.ssh_says("ada", "ada", "pgrep -x head >/dev/null && echo waits").out, "waits");
+    let most = "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' < $p/cmdline)\" in tombolo-sshd*) \
+                awk '/^VmHWM/ {print $2}' $p/status;; esac; done";
+    let kib: usize = scene.cloud.in_vm(VM, most).ok().parse().unwrap();
+    assert!(kib < 48 << 10, "{kib} KiB at most");
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut unread, &mut rest).unwrap();
+    assert!(slow.wait().unwrap().success() && rest.len() == BYTES - 1, "{} bytes", rest.len());
+}
