@@ -237,32 +237,49 @@ impl<'j> Consumer<'j> {
     }
 
     pub fn vm(&self, name: &str, address: Option<&str>) -> Vm<'j> {
-        let mut interface = json!({
-            "network": journey::link(&self.project, "global/networks/consumer-vpc"),
-            "subnetwork": subnet_link(&self.project, "consumer-subnet"),
-        });
+        let mut interface = json!({"subnetwork": subnet_link(&self.project, "consumer-subnet")});
         if let Some(address) = address {
             interface["networkIP"] = json!(address);
         }
+        self.vm_in(ZONE, name, interface)
+    }
+
+    /// A VM in a new subnet of the consumer's VPC, in this zone of another region.
+    pub fn vm_abroad(&self, zone: &str, name: &str, range: &str) -> Vm<'j> {
+        let region = zone.rsplit_once('-').expect("a zone").0;
+        let subnets = format!("projects/{}/regions/{region}/subnetworks", self.project);
+        let network = journey::link(&self.project, "global/networks/consumer-vpc");
+        let subnet = json!({"name": "abroad", "network": network, "ipCidrRange": range});
+        self.journey.cloud.compute("POST", &subnets, subnet);
+        let subnetwork = journey::link(&self.project, &format!("regions/{region}/subnetworks/abroad"));
+        self.vm_in(zone, name, json!({"subnetwork": subnetwork}))
+    }
+
+    fn vm_in(&self, zone: &str, name: &str, mut interface: Value) -> Vm<'j> {
+        interface["network"] = json!(journey::link(&self.project, "global/networks/consumer-vpc"));
         let cloud = &self.journey.cloud;
         cloud.compute(
             "POST",
-            &format!("projects/{}/zones/{ZONE}/instances", self.project),
+            &format!("projects/{}/zones/{zone}/instances", self.project),
             json!({
-                "name": name, "machineType": format!("zones/{ZONE}/machineTypes/e2-micro"),
+                "name": name, "machineType": format!("zones/{zone}/machineTypes/e2-micro"),
                 "disks": [{"boot": true, "autoDelete": true, "initializeParams": {
                     "sourceImage": "projects/debian-cloud/global/images/family/debian-12"}}],
                 "networkInterfaces": [interface],
                 "serviceAccounts": [{"email": "default", "scopes": ["https://www.googleapis.com/auth/cloud-platform"]}],
             }),
         );
-        Vm::find(cloud, &self.project, name)
+        Vm::find_in(cloud, &self.project, zone, name)
     }
 }
 
 impl<'j> Vm<'j> {
     pub fn find(cloud: &'j Cloud, project: &str, name: &str) -> Vm<'j> {
-        let vm = cloud.get(&format!("projects/{project}/zones/{ZONE}/instances/{name}"));
+        Vm::find_in(cloud, project, ZONE, name)
+    }
+
+    fn find_in(cloud: &'j Cloud, project: &str, zone: &str, name: &str) -> Vm<'j> {
+        let vm = cloud.get(&format!("projects/{project}/zones/{zone}/instances/{name}"));
         let id: u64 = vm["id"].as_str().and_then(|id| id.parse().ok()).expect("a numeric id");
         let address =
             vm["networkInterfaces"][0]["networkIP"].as_str().and_then(|a| a.parse().ok()).expect("an address");

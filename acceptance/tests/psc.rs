@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use acceptance::journey::{Consumer, Journey, Shared, Vm, subnet_link};
+use acceptance::journey::{Consumer, Journey, Shared, Vm, regional, subnet_link};
 use model::id::NetworkId;
 use serde_json::{Value, json};
-use tombolo::journey::{self, CONSUMER, PRODUCER};
+use tombolo::journey::{self, CONSUMER, PRODUCER, REGION};
 
 static JOURNEY: Shared<Journey> = Shared::new();
 
@@ -284,13 +284,77 @@ fn a_nat_subnet_of_eight_addresses_serves_four_endpoints_and_the_fifth_needs_att
         balancer.opened().iter().filter(|h| in_range(h.src, [10, 0, 37])).map(|h| h.src.to_string()).collect();
     sources.sort();
     assert_eq!(sources, ["10.0.37.2", "10.0.37.3", "10.0.37.4", "10.0.37.5"], "one address each, lowest first");
-    // Another subnet helps at once.
+    // Another subnet helps at once, and nobody who has an address notices.
+    let mut open = scene.vm.connect(&addresses[0], &scene.token);
+    let mut load = scene.vm.talk(&LOAD.replace("ADDRESS", &addresses[1]).replace("TOKEN", &scene.token));
+    assert_eq!((open.hear().as_str(), load.hear().as_str()), ("open", "begun"));
+    assert!(open.ask("/headers").starts_with("HTTP/1.1 200"));
     let purpose = Some("PRIVATE_SERVICE_CONNECT");
     journey::create_subnet(&journey.client(), PRODUCER, "producer-vpc", "nat-more", "10.0.38.0/29", purpose).unwrap();
     let subnets = json!([subnet_link(PRODUCER, &scene.nat), subnet_link(PRODUCER, "nat-more")]);
     journey.change("att-narrow", &json!({"natSubnets": subnets}));
     assert_eq!(scene.consumer.status("e5", "att-narrow"), ACCEPTED);
     scene.prove(&addresses[4], ACCEPTED, "from the second subnet");
+    assert!(open.ask("/headers").starts_with("HTTP/1.1 200"), "the open connection lives on");
+    load.say("enough");
+    let (asked, failed) = load.hear().split_once(' ').map(|(a, f)| (a.to_owned(), f.to_owned())).expect("two numbers");
+    assert_eq!(failed, "0", "of {asked} requests");
+    assert!(asked.parse::<u32>().is_ok_and(|asked| asked >= 2), "{asked} requests were made meanwhile");
+}
+
+/// Asks again and again until it is told that it is enough; then says how often it asked and how often in vain.
+const LOAD: &str = r#"
+asked=0 failed=0
+echo begun
+while :; do
+  code=$(curl -s -o /dev/null -m 5 -w '%{http_code}' -H 'Authorization: Bearer TOKEN' http://ADDRESS/)
+  asked=$((asked + 1))
+  [ "$code" = 200 ] || failed=$((failed + 1))
+  read -r -t 0.01 && break
+done
+echo "$asked $failed""#;
+
+#[test]
+fn vms_of_other_regions_reach_an_endpoint_and_a_load_balancer_only_with_global_access() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "abroad-1", "10.0.40.0/24");
+    let producers = |path: &str| journey::link(PRODUCER, &format!("regions/{REGION}/{path}"));
+    let front = json!({
+        "name": "global-front", "loadBalancingScheme": "INTERNAL_MANAGED", "portRange": "80", "allowGlobalAccess": true,
+        "network": journey::link(PRODUCER, "global/networks/producer-vpc"),
+        "subnetwork": subnet_link(PRODUCER, "producer-subnet"), "target": producers("targetHttpProxies/hello-target-proxy"),
+    });
+    journey.cloud.compute("POST", &regional(PRODUCER, "forwardingRules"), front);
+    let target =
+        json!({"connectionPreference": "ACCEPT_AUTOMATIC", "targetService": producers("forwardingRules/global-front")});
+    scene.attach("att-abroad", &target);
+    let address = scene.consumer.endpoint("e", "att-abroad", None);
+    let far = scene.consumer.vm_abroad("us-west1-b", "vm-far", "10.2.0.0/24");
+    let url = format!("http://{address}/");
+    scene.prove(&address, ACCEPTED, "from its own region");
+    let link = journey.cloud.watch_link(journey.producer, scene.network());
+    let arrived = || link.count(|h| h.src == far.address);
+    assert_eq!(far.status(&url, &scene.token), 0, "from another region");
+    assert_eq!(arrived(), 0, "no packet of it reaches the producer");
+
+    let allow = |allowed: bool| {
+        let body = json!({"allowPscGlobalAccess": allowed, "fingerprint": scene.consumer.rule("e")["fingerprint"]});
+        journey.cloud.compute("PATCH", &regional(&scene.consumer.project, "forwardingRules/e"), body);
+    };
+    let mut near = scene.vm.connect(&address, &scene.token);
+    assert_eq!(near.hear(), "open");
+    allow(true);
+    assert_eq!(far.status(&url, &scene.token), 200, "with global access");
+    let mut open = far.connect(&address, &scene.token);
+    assert_eq!(open.hear(), "open");
+    assert!(open.ask("/headers").starts_with("HTTP/1.1 200"));
+    allow(false);
+    let before = arrived();
+    open.say("/headers");
+    assert_eq!(open.hear_within(THREE_SECONDS), None, "its open connection is cut");
+    assert_eq!((far.status(&url, &scene.token), arrived()), (0, before));
+    assert!(near.ask("/headers").starts_with("HTTP/1.1 200"), "one from its own region never noticed");
+    journey.cloud.kernel_equals_plan();
 }
 
 fn merged(one: &Value, other: &Value) -> Value {
@@ -309,11 +373,7 @@ fn call(journey: &Journey, method: &str, host: &str, path: &str, body: Value) ->
 }
 
 fn delete_attachment(journey: &Journey, name: &str) {
-    journey.cloud.compute(
-        "DELETE",
-        &acceptance::journey::regional(PRODUCER, &format!("serviceAttachments/{name}")),
-        json!({}),
-    );
+    journey.cloud.compute("DELETE", &regional(PRODUCER, &format!("serviceAttachments/{name}")), json!({}));
 }
 
 fn in_range(address: std::net::IpAddr, first: [u8; 3]) -> bool {

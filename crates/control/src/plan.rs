@@ -18,10 +18,11 @@ use model::{
         edge::{Listener, Matcher, Route},
         guest::{Account, Identity, Machine, Names, Realm, Seat},
         host::{
-            Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Rootfs,
-            SandboxLimits, SandboxPlan, Vip, VpcChange, VpcPlan, VpcSettings,
+            Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Reach,
+            Rootfs, SandboxLimits, SandboxPlan, Vip, VpcChange, VpcPlan, VpcSettings,
         },
     },
+    project::region_number,
     run::ServiceKey,
     vm, vpc,
 };
@@ -125,7 +126,8 @@ fn port(world: &World, network: &Record<vpc::Network>, id: &WorkloadId) -> Optio
     let Holder::Vm(link) = &world.seats.get(id)?.holder else { return None };
     let vm = &world.get::<vm::Instance>(link)?.spec;
     let is_here = vm.network == network.link && vm.wanted == vm::Power::On && world.is_active(&link.project);
-    is_here.then(|| Port { address: vm.address, tags: vm.tags.iter().cloned().collect() })
+    let region = region_number(&link.scope.region()?)?;
+    is_here.then(|| Port { address: vm.address, tags: vm.tags.iter().cloned().collect(), region })
 }
 
 /// In the order in which rules are tried. Source: VPC firewall rules: lower number first, deny before allow.
@@ -168,27 +170,37 @@ fn firewall_rule(name: &str, spec: &vpc::Firewall) -> FirewallRule {
     }
 }
 
-fn rule<'w>(world: &'w World, network: &Record<vpc::Network>, id: u64) -> Option<&'w lb::ForwardingRule> {
-    let rule = &world.by_id::<lb::ForwardingRule>(id)?.spec;
-    (rule.network == network.link && world.is_active(&network.link.project)).then_some(rule)
+fn rule<'w>(world: &'w World, network: &Record<vpc::Network>, id: u64) -> Option<&'w Record<lb::ForwardingRule>> {
+    let rule = world.by_id::<lb::ForwardingRule>(id)?;
+    (rule.spec.network == network.link && world.is_active(&network.link.project)).then_some(rule)
+}
+
+/// From where in its VPC a rule's address is reached. Source: "Client access", global access.
+pub fn reach(rule: &Record<lb::ForwardingRule>) -> Option<Reach> {
+    if rule.spec.global_access {
+        return Some(Reach::Everywhere);
+    }
+    Some(Reach::Region(region_number(&rule.link.scope.region()?)?))
 }
 
 fn vip(world: &World, network: &Record<vpc::Network>, id: ListenerId) -> Option<Vip> {
     let rule = rule(world, network, id.0)?;
-    match &rule.target {
-        lb::Target::HttpProxy { ports, .. } => Some(Vip { address: rule.address, ports: *ports }),
+    match &rule.spec.target {
+        lb::Target::HttpProxy { ports, .. } => {
+            Some(Vip { address: rule.spec.address, ports: *ports, reach: reach(rule)? })
+        }
         lb::Target::ServiceAttachment { .. } => None,
     }
 }
 
 fn endpoint(world: &World, network: &Record<vpc::Network>, id: EndpointId) -> Option<ConsumerEndpoint> {
     let rule = rule(world, network, id.0)?;
-    match &rule.target {
+    match &rule.spec.target {
         lb::Target::HttpProxy { .. } => None,
         lb::Target::ServiceAttachment { .. } => {
             let live = world.connections.get(&id).filter(|c| c.connection.status.forwards(c.connection.nat));
             let producer = live.filter(|c| target_of(world, c).is_some()).map(|c| c.producer_network);
-            Some(ConsumerEndpoint { address: rule.address, producer })
+            Some(ConsumerEndpoint { address: rule.spec.address, producer, reach: reach(rule)? })
         }
     }
 }

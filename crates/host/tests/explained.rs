@@ -6,8 +6,8 @@ use host::net::{fabric, text, vpc};
 use model::{
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
     planned::host::{
-        ConsumerEndpoint, FabricPlan, FabricPort, FirewallRule, Match, PlannedProtocol, Port, PublishedEndpoint, Vip,
-        VpcPlan, VpcSettings,
+        ConsumerEndpoint, FabricPlan, FabricPort, FirewallRule, Match, PlannedProtocol, Port, PublishedEndpoint, Reach,
+        Vip, VpcPlan, VpcSettings,
     },
     vpc::{Action, Direction, PortRange},
 };
@@ -34,13 +34,15 @@ fn a_consumer_routes_to_its_producer_and_filters_its_vms() {
         destinations: Match::Any,
         protocols: vec![PlannedProtocol { protocol: 6, ports: vec![PortRange { first: 22, last: 23 }] }],
     };
-    let endpoint = |address: &str, producer| ConsumerEndpoint { address: address.parse().unwrap(), producer };
+    let endpoint =
+        |address: &str, producer, reach| ConsumerEndpoint { address: address.parse().unwrap(), producer, reach };
     let plan = VpcPlan {
         settings: VpcSettings { mtu: 1460, firewall: vec![allow], psc_idle_s: 1200, ..VpcSettings::default() },
         ports: BTreeMap::from([(WorkloadId("till".into()), Port::at("10.0.0.2".parse().unwrap()))]),
         endpoints: BTreeMap::from([
-            (EndpointId(1), endpoint("10.0.0.5", Some(NetworkId(9001)))),
-            (EndpointId(2), endpoint("10.0.0.6", None)),
+            (EndpointId(1), endpoint("10.0.0.5", Some(NetworkId(9001)), Reach::Region(1))),
+            (EndpointId(2), endpoint("10.0.0.6", None, Reach::Region(1))),
+            (EndpointId(3), endpoint("10.0.0.7", Some(NetworkId(9001)), Reach::Everywhere)),
         ]),
         ..VpcPlan::default()
     };
@@ -58,7 +60,10 @@ fn a_producer_translates_each_endpoint_and_answers_into_its_link() {
     };
     let plan = VpcPlan {
         settings: VpcSettings { mtu: 1460, psc_idle_s: 1200, ..VpcSettings::default() },
-        vips: BTreeMap::from([(ListenerId(1), Vip { address: "10.0.1.2".parse().unwrap(), ports: HTTP })]),
+        vips: BTreeMap::from([(
+            ListenerId(1),
+            Vip { address: "10.0.1.2".parse().unwrap(), ports: HTTP, reach: Reach::Region(2) },
+        )]),
         published: BTreeMap::from([(EndpointId(1), published)]),
         cut: ["10.0.3.3".parse().unwrap()].into(),
         ..VpcPlan::default()

@@ -10,7 +10,7 @@ use host::net::{
 use model::{
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
     planned::host::{
-        ConsumerEndpoint, FirewallRule, Match, Port, PublishedEndpoint, Vip, VpcChange, VpcPlan, VpcSettings,
+        ConsumerEndpoint, FirewallRule, Match, Port, PublishedEndpoint, Reach, Vip, VpcChange, VpcPlan, VpcSettings,
     },
     vpc::{Action, Direction, PortRange},
 };
@@ -64,13 +64,18 @@ fn list<T: std::fmt::Debug>(of: impl Strategy<Value = T>, less_than: usize) -> i
     proptest::collection::vec(of, 0..less_than)
 }
 
+fn reach() -> impl Strategy<Value = Reach> {
+    prop_oneof![Just(Reach::Everywhere), (1..3_u32).prop_map(Reach::Region)]
+}
+
 fn plan() -> impl Strategy<Value = VpcPlan> {
-    let ports =
-        (0..6_u8, tags()).prop_map(|(n, tags)| (WorkloadId(format!("vm-{n}")), Port { address: address(0, n), tags }));
-    let vips = (0..3_u8, 0..2_u8)
-        .prop_map(|(n, a)| (ListenerId(n.into()), Vip { address: address(1, 2 * n + a), ports: HTTP }));
-    let endpoints = (0..6_u8, proptest::option::of(0..3_u64)).prop_map(|(n, producer)| {
-        (EndpointId(n.into()), ConsumerEndpoint { address: address(2, n), producer: producer.map(NetworkId) })
+    let ports = (0..6_u8, tags()).prop_map(|(n, tags)| {
+        (WorkloadId(format!("vm-{n}")), Port { address: address(0, n), tags, region: u32::from(n % 3) })
+    });
+    let vips = (0..3_u8, 0..2_u8, reach())
+        .prop_map(|(n, a, reach)| (ListenerId(n.into()), Vip { address: address(1, 2 * n + a), ports: HTTP, reach }));
+    let endpoints = (0..6_u8, proptest::option::of(0..3_u64), reach()).prop_map(|(n, producer, reach)| {
+        (EndpointId(n.into()), ConsumerEndpoint { address: address(2, n), producer: producer.map(NetworkId), reach })
     });
     let published = (0..6_u8, 0..4_u64, 0..2_u8, 0..3_u8).prop_map(|(n, consumer, a, vip)| {
         let published = PublishedEndpoint {
@@ -202,7 +207,10 @@ fn crowded(count: u32) -> VpcPlan {
         settings: VpcSettings { firewall: vec![rule], ..VpcSettings::default() },
         ports: (0..count)
             .map(|n| {
-                (WorkloadId(format!("vm-{n}")), Port { address: at(0x0a03_0000, n), tags: ["web".to_owned()].into() })
+                (
+                    WorkloadId(format!("vm-{n}")),
+                    Port { address: at(0x0a03_0000, n), tags: ["web".to_owned()].into(), region: 1 },
+                )
             })
             .collect(),
         published: (0..count)
@@ -234,5 +242,5 @@ fn an_endpoint_or_a_vm_more_touches_as_many_pieces_however_many_there_are() {
     };
     let few = cost(2);
     assert_eq!(few, cost(2_000));
-    assert_eq!(few, (2, 11, 7, few.3), "members, pieces, sets that get an element");
+    assert_eq!(few, (2, 12, 8, few.3), "members, pieces, sets that get an element");
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 
 use model::{
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
-    planned::host::{ConsumerEndpoint, FirewallRule, Match, Port, PublishedEndpoint, Vip, VpcPlan, VpcSettings},
+    planned::host::{ConsumerEndpoint, FirewallRule, Match, Port, PublishedEndpoint, Reach, Vip, VpcPlan, VpcSettings},
     vpc::{Action, Direction, PortRange},
 };
 
@@ -43,14 +43,15 @@ pub fn hosts(blocks: &[&str]) -> Match {
 }
 
 pub fn with_endpoint(mut plan: VpcPlan, address: &str, producer: Option<u64>) -> VpcPlan {
-    let endpoint = ConsumerEndpoint { address: parse(address), producer: producer.map(NetworkId) };
+    let (address, reach) = (parse(address), Reach::Region(1));
+    let endpoint = ConsumerEndpoint { address, producer: producer.map(NetworkId), reach };
     plan.endpoints.insert(EndpointId(1), endpoint);
     plan
 }
 
 pub fn with_vip(mut plan: VpcPlan, at: &str) -> VpcPlan {
     let at: SocketAddrV4 = parse(at);
-    plan.vips.insert(ListenerId(1), Vip { address: *at.ip(), ports: one(at.port()) });
+    plan.vips.insert(ListenerId(1), Vip { address: *at.ip(), ports: one(at.port()), reach: Reach::Region(1) });
     plan
 }
 

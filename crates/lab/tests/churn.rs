@@ -13,7 +13,9 @@ use lab::{Lab, plan};
 use model::{
     cidr::Cidr,
     id::{EndpointId, ListenerId, NetworkId, WorkloadId},
-    planned::host::{ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, PublishedEndpoint, Vip, VpcPlan},
+    planned::host::{
+        ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, PublishedEndpoint, Reach, Vip, VpcPlan,
+    },
     vpc::{Action, Direction, PortRange},
 };
 
@@ -68,19 +70,27 @@ impl Dice {
         rule
     }
 
+    fn reach(&mut self) -> Reach {
+        if self.often() { Reach::Region(1 + self.below(2)) } else { Reach::Everywhere }
+    }
+
     fn plan(&mut self) -> VpcPlan {
         let mut plan = plan::vpc(&[]);
         plan.settings.firewall =
             (0..5).filter(|_| self.often()).collect::<Vec<_>>().into_iter().map(|n| self.rule(n)).collect();
         plan.ports = (0..6)
-            .map(|n| (WorkloadId(format!("vm-{n}")), Port { address: self.address(), tags: self.tags() }))
+            .map(|n| (WorkloadId(format!("vm-{n}")), Port { address: self.address(), tags: self.tags(), region: 1 }))
             .filter(|(_, port)| port.address.octets()[3] % 2 == 0)
             .collect();
         plan.vips = (0..self.below(3))
             .map(|n| {
                 (
                     ListenerId(n.into()),
-                    Vip { address: Ipv4Addr::new(10, 1, 0, u8::try_from(n).unwrap()), ports: self.ports() },
+                    Vip {
+                        address: Ipv4Addr::new(10, 1, 0, u8::try_from(n).unwrap()),
+                        ports: self.ports(),
+                        reach: self.reach(),
+                    },
                 )
             })
             .collect();
@@ -89,7 +99,11 @@ impl Dice {
                 let producer = self.often().then(|| NetworkId(810 + u64::from(self.below(3))));
                 (
                     EndpointId(n),
-                    ConsumerEndpoint { address: Ipv4Addr::new(10, 2, 0, u8::try_from(n).unwrap()), producer },
+                    ConsumerEndpoint {
+                        address: Ipv4Addr::new(10, 2, 0, u8::try_from(n).unwrap()),
+                        producer,
+                        reach: self.reach(),
+                    },
                 )
             })
             .collect();

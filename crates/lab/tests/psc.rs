@@ -21,7 +21,7 @@ use model::{
     id::{NetworkId, WorkloadId},
     planned::{
         guest::Realm,
-        host::{Port, PublishedEndpoint, VpcPlan},
+        host::{Port, PublishedEndpoint, Reach, VpcPlan},
     },
     vpc::{Action, Direction},
 };
@@ -134,6 +134,38 @@ fn an_endpoint_that_does_not_forward_is_silent_and_nothing_reaches_the_producer(
     assert!(cable.headers().iter().any(Headers::opens), "the VM did try");
     assert!(cable.headers().iter().all(|h| h.src == v4("10.0.0.2")), "no RST and no ICMP came back");
     assert_eq!((edge.headers(), server.clients()), (vec![], vec![]));
+}
+
+#[test]
+fn an_endpoint_is_reached_from_its_own_region_and_with_global_access_from_every_one() {
+    let mut lab = Lab::new();
+    let abroad = |reach: Reach| {
+        let mut plan = consumer("shop");
+        plan.ports.get_mut(&WorkloadId("shop-vip".into())).unwrap().region = 2;
+        plan.endpoints.values_mut().for_each(|e| e.reach = reach);
+        plan
+    };
+    apply(&mut lab, BANK, &producer(&both()));
+    apply(&mut lab, SHOP, &abroad(Reach::Region(1)));
+    let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
+    let far = lab.vm(SHOP, "shop-vip", "10.0.1.2");
+    let _server = lab.serve_vip(BANK, VIP);
+    let link = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::incoming(NetworkId(SHOP)));
+    let from_far =
+        |headers: Vec<Headers>| headers.iter().filter(|h| h.src == v4("10.0.1.2") && h.payload_bytes > 0).count();
+    let opened = |headers: Vec<Headers>| headers.iter().filter(|h| h.src == v4("10.0.1.2") && h.opens()).count();
+    let mut near = till.connect(ENDPOINT).unwrap();
+    tcp::greeting(&mut near).unwrap();
+    assert_eq!(far.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
+    assert_eq!(opened(link.headers()), 0, "no packet from another region");
+
+    apply(&mut lab, SHOP, &abroad(Reach::Everywhere));
+    let mut stream = far.connect(ENDPOINT).unwrap();
+    tcp::greeting(&mut stream).unwrap();
+    apply(&mut lab, SHOP, &abroad(Reach::Region(1)));
+    assert!(tcp::ask(&mut stream, "balance?").is_err(), "its connection is cut with the access");
+    assert_eq!(from_far(link.headers()), 0, "not a byte of it reaches the producer");
+    assert_eq!(tcp::ask(&mut near, "balance?").unwrap(), "balance?", "one from its own region never noticed");
 }
 
 #[test]

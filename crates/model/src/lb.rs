@@ -85,6 +85,9 @@ pub struct ForwardingRule {
     pub network: Link,
     pub subnetwork: Link,
     pub target: Target,
+    /// Clients of other regions reach it: `allowGlobalAccess` of a front, `allowPscGlobalAccess` of an endpoint.
+    #[serde(default)]
+    pub global_access: bool,
     pub description: Option<String>,
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    name::{ProjectId, ProjectNumber},
+    name::{ProjectId, ProjectNumber, Region},
     time::Timestamp,
 };
 
@@ -32,6 +32,12 @@ impl Project {
     pub fn compute_default_account(&self) -> String {
         format!("{}-compute@developer.gserviceaccount.com", self.number)
     }
+}
+
+/// The number of a region in plans; none is 0, which packets carry that nobody placed anywhere.
+pub fn region_number(region: &Region) -> Option<u32> {
+    let at = REGIONS.iter().position(|(name, ..)| *name == region.as_str())?;
+    u32::try_from(at).ok()?.checked_add(1)
 }
 
 /// The regions and zones of every tombolo. All run on this machine; the names are what clients expect to find.

@@ -8,4 +8,5 @@ mod networks;
 mod operations;
 mod psc;
 mod serving;
+mod terraform;
 mod vms;

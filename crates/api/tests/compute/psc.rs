@@ -341,7 +341,12 @@ fn an_endpoint_is_refused_for_what_it_cannot_be() {
         (json!({"portRange": "80"}), 400, "Cannot be specified".into()),
         (json!({"IPAddress": "10.9.0.1"}), 400, "outside the network/subnetwork range".into()),
         (json!({"IPAddress": "no-such-address"}), 404, "was not found".into()),
-        (json!({"allowPscGlobalAccess": true}), 501, "allowPscGlobalAccess".into()),
+        (
+            json!({"allowPscGlobalAccess": true}),
+            400,
+            "its producer service does not support consumer global access".into(),
+        ),
+        (json!({"allowGlobalAccess": true}), 400, "'resource.allowGlobalAccess': 'true'".into()),
         (json!({"network": cloud.url("producer-1/global/networks/pv")}), 400, "Cross project".into()),
     ] {
         let mut body = body.clone();
@@ -355,6 +360,33 @@ fn an_endpoint_is_refused_for_what_it_cannot_be() {
     let elsewhere = "consumer-1/regions/us-central1/forwardingRules";
     assert_eq!(cloud.refused(Method::POST, elsewhere, body).0, 400);
     assert!(cloud.control.read().connections.is_empty());
+}
+
+#[test]
+fn global_access_of_an_endpoint_follows_its_flag_and_that_of_a_front_is_for_good() {
+    let cloud = Cloud::new();
+    cloud.producer_up_to_proxy();
+    let fronts = format!("producer-1/regions/{R}/forwardingRules");
+    let mut front = cloud.front_body("front");
+    front["allowGlobalAccess"] = true.into();
+    cloud.make(&fronts, front);
+    assert_eq!(cloud.get(&format!("{fronts}/front"))["allowGlobalAccess"], true);
+    cloud.attachment("att", json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    cloud.consumer("consumer-1");
+    let endpoint = cloud.endpoint("consumer-1", "e");
+    assert_eq!(endpoint.get("allowPscGlobalAccess"), None);
+    let path = format!("consumer-1/regions/{R}/forwardingRules/e");
+    assert_eq!(cloud.edit(&path, json!({"allowPscGlobalAccess": true}))["allowPscGlobalAccess"], true);
+    assert_eq!(cloud.edit(&path, json!({"allowPscGlobalAccess": false})).get("allowPscGlobalAccess"), None);
+    let change = |path: &str, field: &str, to: Value| {
+        let body = json!({"fingerprint": cloud.get(path)["fingerprint"], field: to});
+        cloud.refused(Method::PATCH, path, body)
+    };
+    let fixed = change(&format!("{fronts}/front"), "allowGlobalAccess", false.into());
+    assert!(fixed.0 == 400 && fixed.2.contains("allowGlobalAccess"), "{fixed:?}");
+    cloud.make(&fronts, cloud.front_body("regional"));
+    let moved = change(ATTACHMENT, "targetService", cloud.url(&format!("{fronts}/regional")).into());
+    assert!(moved.0 == 400 && moved.2.contains("global access setting"), "{moved:?}");
 }
 
 #[test]

@@ -151,7 +151,16 @@ fn market() -> Market {
 
 fn rule(subnetwork: &Link, target: Target) -> lb::ForwardingRule {
     let subnetwork = subnetwork.clone();
-    lb::ForwardingRule { address: UNDECIDED, reserved: None, network: network(), subnetwork, target, description: None }
+    lb::ForwardingRule {
+        address: UNDECIDED,
+        reserved: None,
+        network: network(),
+        subnetwork,
+        // What a front does not have no endpoint of it can have.
+        global_access: matches!(target, Target::HttpProxy { .. }),
+        target,
+        description: None,
+    }
 }
 
 impl Market {
@@ -214,6 +223,8 @@ fn planning_what_is_dirty_gives_what_planning_everything_gives() {
     check("a network gets another mtu");
     scene.change(map, |m: &mut Record<lb::UrlMap>| m.spec.default_service = second.clone()).unwrap();
     check("a url map leads elsewhere");
+    scene.change(&two, |rule: &mut Record<lb::ForwardingRule>| rule.spec.global_access = true).unwrap();
+    check("an endpoint is reached from every region");
     let list = |limit| {
         let consumer = Consumer::Project { id: project(), written: String::new() };
         move |a: &mut Record<ServiceAttachment>| {

@@ -95,6 +95,7 @@ impl Kind for ForwardingRule {
             place::same_project("target", &record.link, proxy)?;
             place::same_region("target", "target", &record.link, "forwarding rule", proxy)?;
         }
+        admit_global_access(record, world)?;
         if old.is_some() {
             return Ok(());
         }
@@ -124,6 +125,10 @@ fn check_change(new: &ForwardingRule, old: &ForwardingRule) -> Result<(), Fault>
         return Err(place::immutable("IPAddress", &new.address.to_string()));
     }
     match (&new.target, &old.target) {
+        // Source: forwardingRules of scheme INTERNAL_MANAGED; only that of an endpoint can be changed.
+        (Target::HttpProxy { .. }, Target::HttpProxy { .. }) if new.global_access != old.global_access => {
+            Err(place::immutable("allowGlobalAccess", &new.global_access.to_string()))
+        }
         (Target::HttpProxy { ports: new, .. }, Target::HttpProxy { ports: old, .. }) if new == old => Ok(()),
         (Target::HttpProxy { ports, .. }, Target::HttpProxy { .. }) => {
             Err(place::immutable("portRange", &format!("{}-{}", ports.first, ports.last)))
@@ -142,6 +147,20 @@ fn check_change(new: &ForwardingRule, old: &ForwardingRule) -> Result<(), Fault>
             Err(place::immutable("target", written))
         }
     }
+}
+
+/// An endpoint can be reached from no more regions than the front that it leads to. Source: PSC, "Global access".
+fn admit_global_access(record: &Record<ForwardingRule>, world: &World) -> Result<(), Fault> {
+    let Target::ServiceAttachment { attachment, .. } = &record.spec.target else { return Ok(()) };
+    let published = world.get::<ServiceAttachment>(attachment);
+    let front = published.and_then(|attachment| world.get::<ForwardingRule>(&attachment.spec.target));
+    if record.spec.global_access && front.is_some_and(|front| !front.spec.global_access) {
+        return Err(Fault::invalid(
+            "Private Service Connect global access is not supported for the given forwarding rule, since its producer \
+             service does not support consumer global access.",
+        ));
+    }
+    Ok(())
 }
 
 fn admit_address(record: &mut Record<ForwardingRule>, world: &World) -> Result<(), Fault> {

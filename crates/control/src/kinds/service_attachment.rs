@@ -173,6 +173,10 @@ fn admit_target(
         let why = "The target service must stay in the network of the service attachment.";
         return Err(Fault::invalid_value("targetService", &target.url(), why));
     }
+    if before.is_some_and(|before| before.spec.global_access != rule.spec.global_access) {
+        let why = "The target service must keep the global access setting of the one before.";
+        return Err(Fault::invalid_value("targetService", &target.url(), why));
+    }
     Ok(rule.spec.network.clone())
 }
 

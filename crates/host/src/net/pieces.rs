@@ -12,7 +12,9 @@ use std::{
 
 use model::{
     id::{NetworkId, WorkloadId},
-    planned::host::{ConsumerEndpoint, FirewallRule, Port, PublishedEndpoint, Vip, VpcChange, VpcPlan, VpcSettings},
+    planned::host::{
+        ConsumerEndpoint, FirewallRule, Port, PublishedEndpoint, Reach, Vip, VpcChange, VpcPlan, VpcSettings,
+    },
 };
 
 use super::{
@@ -67,8 +69,17 @@ fn element(set: impl Into<Cow<'static, str>>, element: Element) -> Piece {
 }
 
 fn port(id: &WorkloadId, port: &Port, tagged: &Tagged) -> Vec<Piece> {
-    let seat = element("ports", point(key(&[&names::port(id).padded(), &port.address.octets()])));
-    std::iter::once(seat).chain(tag_elements(port, tagged)).collect()
+    let address = port.address.octets();
+    let seat = element("ports", point(key(&[&names::port(id).padded(), &address])));
+    let region = element("region_of", pair(address.to_vec(), port.region.to_ne_bytes().to_vec()));
+    [seat, region].into_iter().chain(tag_elements(port, tagged)).collect()
+}
+
+fn reached(address: Ipv4Addr, reach: Reach) -> Piece {
+    match reach {
+        Reach::Everywhere => element("everywhere", point(address.octets().to_vec())),
+        Reach::Region(number) => element("regional", point(key(&[&number.to_ne_bytes(), &address.octets()]))),
+    }
 }
 
 fn tag_elements(port: &Port, tagged: &Tagged) -> Vec<Piece> {
@@ -82,6 +93,7 @@ fn vip(vip: &Vip) -> Vec<Piece> {
         Piece::Neighbour(Neighbour { at: names::to_edge(), address: HOP.into(), mac: cable::EDGE_MAC }),
         Piece::Local(vip.address),
         element("vips", service(vip.address, vip.ports)),
+        reached(vip.address, vip.reach),
     ]
 }
 
@@ -95,6 +107,7 @@ fn endpoint(endpoint: &ConsumerEndpoint) -> Vec<Piece> {
         Piece::Link(Link::ToProducer(producer)),
         Piece::Route(Route::host(endpoint.address, Hop::Via(HOP.into(), at.clone()))),
         Piece::Neighbour(Neighbour { at, address: HOP.into(), mac: cable::INCOMING_MAC }),
+        reached(endpoint.address, endpoint.reach),
     ]
 }
 

@@ -132,8 +132,21 @@ fn table(settings: &VpcSettings) -> Table {
 }
 
 /// The sets into which members put their elements; beside them those of [`tag_sets`].
-const MEMBER_SETS: [&str; 10] =
-    ["ports", "cut", "zone_of", "dialled", "vip_of", "nat_of", "nat_at", "link_of", "vips", "psc_vips"];
+const MEMBER_SETS: [&str; 13] = [
+    "ports",
+    "cut",
+    "zone_of",
+    "dialled",
+    "vip_of",
+    "nat_of",
+    "nat_at",
+    "link_of",
+    "vips",
+    "psc_vips",
+    "region_of",
+    "regional",
+    "everywhere",
+];
 
 /// The set of this name, empty.
 pub fn shape(name: &str) -> Set {
@@ -142,9 +155,10 @@ pub fn shape(name: &str) -> Set {
         "ports" | "dialled" | "nat_at" => (vec![InterfaceName, Ipv4], None),
         "vip_of" | "nat_of" => (vec![InterfaceName, Ipv4], Some(Ipv4)),
         "zone_of" => (vec![InterfaceName], Some(Zone)),
-        "link_of" => (vec![Ipv4], Some(Mark)),
+        "link_of" | "region_of" => (vec![Ipv4], Some(Mark)),
+        "regional" => (vec![Mark, Ipv4], None),
         "vips" | "psc_vips" => return ranges(vec![Ipv4, Port], []),
-        // Addresses that were cut off, and those of the VMs with a tag.
+        // Addresses that were cut off, those that are reached from every region, and those of the VMs with a tag.
         _ => (vec![Ipv4], None),
     };
     points(key, value, [])
@@ -168,6 +182,7 @@ fn chains(timeouts: Timeouts) -> BTreeMap<String, Chain> {
             ("last", base(filter, post, PRIORITY_LAST, Policy::Accept, last())),
             ("from_consumer", jumped(from_consumer(timeouts))),
             ("from_edge", jumped(from_edge())),
+            ("regions", jumped(regions())),
             ("cap", jumped(vec![cap()])),
         ]
         .map(|(name, chain)| (name.to_owned(), chain)),
@@ -240,6 +255,8 @@ fn forward() -> Vec<Rule> {
     vec![
         rule("through an endpoint", [from_any(INCOMING_PREFIX)], Verdict::Goto("from_consumer")),
         rule("from the load balancer", [from(&edge)], Verdict::Goto("from_edge")),
+        rule("to an endpoint, from where", [from_any(PORT_PREFIX), to_any(OUTGOING_PREFIX)], Verdict::Jump("regions")),
+        rule("to the load balancer, from where", [from_any(PORT_PREFIX), to(&edge)], Verdict::Jump("regions")),
         rule("known", [state(ct::ESTABLISHED | ct::RELATED)], Verdict::Accept),
         rule("out of nowhere", [state(ct::INVALID)], Verdict::Drop),
         rule("a producer opens nothing", [from_any(OUTGOING_PREFIX)], Verdict::Drop),
@@ -262,6 +279,17 @@ fn forward() -> Vec<Rule> {
             ],
             Verdict::Accept,
         ),
+    ]
+}
+
+/// Asked of every packet, so that a connection ends with the access that it was made with.
+fn regions() -> Vec<Rule> {
+    let region_of = Step::Mapped(vec![Load::SourceIp], "region_of".to_owned(), Use::Mark);
+    let regional = stranger(&[Load::Mark, Load::DestinationIp], "regional");
+    vec![
+        rule("reached from every region", [member(&[Load::DestinationIp], "everywhere")], Verdict::Return),
+        effect("a vm is in a region", [region_of]),
+        rule("reached from its own region only", [regional], Verdict::Drop),
     ]
 }
 

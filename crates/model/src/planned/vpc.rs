@@ -49,12 +49,22 @@ pub struct Port {
     pub address: Ipv4Addr,
     /// By which firewall rules know it.
     pub tags: BTreeSet<String>,
+    /// Of its zone, by [`crate::project::region_number`].
+    pub region: u32,
+}
+
+/// From where in its own VPC an address is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reach {
+    Everywhere,
+    /// From VMs of this region, by number.
+    Region(u32),
 }
 
 impl Port {
-    /// A VM without tags.
+    /// A VM without tags, in the first region.
     pub fn at(address: Ipv4Addr) -> Port {
-        Port { address, tags: BTreeSet::new() }
+        Port { address, tags: BTreeSet::new(), region: 1 }
     }
 }
 
@@ -95,6 +105,7 @@ pub struct PlannedProtocol {
 pub struct Vip {
     pub address: Ipv4Addr,
     pub ports: PortRange,
+    pub reach: Reach,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +113,7 @@ pub struct ConsumerEndpoint {
     pub address: Ipv4Addr,
     /// The producer's VPC when the connection forwards. None: packets to the address vanish, without RST or ICMP.
     pub producer: Option<NetworkId>,
+    pub reach: Reach,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

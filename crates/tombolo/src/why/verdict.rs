@@ -71,6 +71,11 @@ fn dropped(case: &Case, port: u16, chain: &str, rule: &str) -> Verdict {
     match (chain, rule) {
         ("egress" | "ingress", rule) => firewall(case, port, chain, rule),
         ("raw", _) => Verdict::new("forged-source", "The packet's source is not the VM's own address."),
+        ("regions", _) => Verdict::new(
+            "other-region",
+            "The address is reached from VMs of its own region only: neither global access was allowed when the load \
+             balancer's forwarding rule was made, nor Private Service Connect global access on the endpoint.",
+        ),
         ("cap", _) => Verdict::new("too-many-connections", "The VPC has as many connections as it may have."),
         ("from_consumer" | "forward", _) => match serves(case) {
             Some(ports) if port < ports.first || port > ports.last => port_not_served(ports, port),

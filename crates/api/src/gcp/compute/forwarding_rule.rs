@@ -40,6 +40,7 @@ impl Wire for ForwardingRule {
             reserved,
             network,
             subnetwork,
+            global_access: read_global_access(fields, &target)?,
             target,
             description: fields.written("description"),
         })
@@ -66,6 +67,9 @@ impl Wire for ForwardingRule {
                 put_some(out, "pscConnectionId", connection.map(|c| c.connection_id.to_string()));
                 put_some(out, "pscConnectionStatus", connection.map(|c| c.status.as_str()));
             }
+        }
+        if spec.global_access {
+            out.insert(global_access_field(&spec.target).into(), true.into());
         }
         out.insert("selfLinkWithId".into(), url_with_id(record).into());
     }
@@ -135,6 +139,24 @@ fn read_target(fields: &Fields<'_>) -> Result<Target, Fault> {
     let ports = parse_ports(text).filter(|range| range.first >= 1 && range.first <= range.last);
     let ports = ports.ok_or_else(|| fields.fault("portRange", text, "Must be a port or a range of ports."))?;
     Ok(Target::HttpProxy { proxy: target, ports })
+}
+
+fn global_access_field(target: &Target) -> &'static str {
+    match target {
+        Target::HttpProxy { .. } => "allowGlobalAccess",
+        Target::ServiceAttachment { .. } => "allowPscGlobalAccess",
+    }
+}
+
+/// Each of the two rules has a field of its own for it and none of the other's.
+fn read_global_access(fields: &Fields<'_>, target: &Target) -> Result<bool, Fault> {
+    let own = global_access_field(target);
+    for other in ["allowGlobalAccess", "allowPscGlobalAccess"] {
+        if other != own && fields.flag(other)? == Some(true) {
+            return Err(fields.fault(other, "true", "Cannot be specified for this kind of forwarding rule."));
+        }
+    }
+    Ok(fields.flag(own)?.unwrap_or(false))
 }
 
 /// `IPAddress`: a number, a link to a reserved address in any spelling, or its bare name.
