@@ -300,6 +300,7 @@ mod tests {
                     client.come_back(&mut session);
                     messages += 1;
                 }
+                session.client_says(&frame::ack(client.got.len() as u64)).unwrap();
                 at_vm.extend(drained(&mut session));
             }
             assert!(client.got == down, "downward, cut after {cut_after}");
