@@ -25,6 +25,16 @@ struct Scene {
 }
 
 impl Scene {
+    /// With a firewall that lets the relay in, a VM that answers, and her key in the metadata.
+    fn where_ada_may_log_in() -> Scene {
+        let scene = Scene::up();
+        scene.let_in();
+        drop(scene.tunnel());
+        let key = scene.keygen("ada");
+        scene.set_keys(&format!("ada:{key}"));
+        scene
+    }
+
     fn up() -> Scene {
         let cloud = Cloud::up();
         let client = client(&cloud);
@@ -240,11 +250,7 @@ fn an_openssh_client_gets_what_it_asks_for_over_a_tunnel_that_is_cut_again_and_a
     if !installed("ssh", "OpenSSH over a tunnel") {
         return;
     }
-    let scene = Scene::up();
-    scene.let_in();
-    drop(scene.tunnel());
-    let key = scene.keygen("ada");
-    scene.set_keys(&format!("ada:{key}"));
+    let scene = Scene::where_ada_may_log_in();
 
     let said = scene.ssh_says("ada", "ada", "id -un; pwd; tty; echo out; echo err >&2; exit 7");
     assert_eq!((said.code, said.out.as_str()), (Some(7), "ada\n/home/ada\nnot a tty\nout"));
@@ -391,11 +397,7 @@ fn an_openssh_session_forwards_ports_outwards_follows_its_terminal_and_waits_for
     if !installed("ssh", "what an SSH session can do") || !installed("python3", "a terminal that changes its size") {
         return;
     }
-    let scene = Scene::up();
-    scene.let_in();
-    drop(scene.tunnel());
-    let key = scene.keygen("ada");
-    scene.set_keys(&format!("ada:{key}"));
+    let scene = Scene::where_ada_may_log_in();
 
     // -L: as the VM, to what the VM reaches. -R: refused, so that no listener of a VM leads out of the cloud.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

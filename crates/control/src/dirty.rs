@@ -4,7 +4,8 @@
 //! A key too many costs a comparison; a key too few would leave a rule that no packet obeys. So a change is noted with
 //! the world as it was, for what goes, and names what comes by itself. Two kinds of change are not followed to their
 //! ends, and everything is planned anew: a project that is changed or goes (its metadata and its number stand in every
-//! identity and host name, and what belongs to one that is on its way out is in no plan), and a store that another process wrote to.
+//! identity and host name, and what belongs to one that is on its way out is in no plan), and a store that another
+//! process wrote to.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,10 +57,6 @@ pub struct Members {
 }
 
 impl Dirty {
-    pub fn is_empty(&self) -> bool {
-        *self == Dirty::default()
-    }
-
     /// How many keys there are to plan, unless it is everything.
     pub fn len(&self) -> usize {
         let members = |m: &Members| {

@@ -11,12 +11,7 @@ mod mirror;
 mod printed;
 mod serving;
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -82,8 +77,6 @@ pub struct Driver {
     seated: BTreeMap<WorkloadId, Seat>,
     /// What is to be planned at the next turn beside what commits changed.
     again: Dirty,
-    /// Keys planned so far: what changes cost.
-    planned: Arc<AtomicU64>,
     keys: Option<EdgeItem>,
     /// The proxy has heard that it was told everything.
     proxy_complete: bool,
@@ -118,7 +111,6 @@ impl Driver {
             seated: BTreeMap::new(),
             // The first turn plans everything.
             again: Dirty { everything: true, ..Dirty::default() },
-            planned: Arc::default(),
             keys: None,
             proxy_complete: false,
             guests: Mirror::new(),
@@ -129,11 +121,6 @@ impl Driver {
             settling: Vec::new(),
             swept: Instant::now(),
         }
-    }
-
-    /// Keys planned so far: what changes cost, independent of the clock.
-    pub fn planned(&self) -> Arc<AtomicU64> {
-        self.planned.clone()
     }
 
     /// Runs until the process ends.

@@ -357,26 +357,31 @@ pub fn require_api(world: &World, project: &str, api: &str) -> Result<(), Fault>
     let title = find_api(api).map_or(api, |a| a.title);
     let number = project.number;
     let url = format!("https://console.developers.google.com/apis/api/{api}/overview?project={number}");
-    Err(Fault::new(
-        Code::PermissionDenied,
-        "accessNotConfigured",
-        format!(
-            "{title} has not been used in project {number} before or it is disabled. Enable it by visiting {url} then \
-             retry. If you enabled this API recently, wait a few minutes for the action to propagate to our systems and \
-             retry."
-        ),
-    )
-    .with_detail(serde_json::json!({
-        "@type": "type.googleapis.com/google.rpc.Help",
-        "links": [{"description": "Google developers console API activation", "url": url}],
-    }))
-    .with_detail(serde_json::json!({
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": "SERVICE_DISABLED",
-        "domain": "googleapis.com",
-        "metadata": {"service": api, "serviceTitle": title, "consumer": format!("projects/{number}"),
-                     "containerInfo": number.to_string(), "activationUrl": url},
-    })))
+    let text = format!(
+        "{title} has not been used in project {number} before or it is disabled. Enable it by visiting {url} then retry. \
+         If you enabled this API recently, wait a few minutes for the action to propagate to our systems and retry."
+    );
+    let metadata = serde_json::json!({
+        "service": api, "serviceTitle": title, "consumer": format!("projects/{number}"),
+        "containerInfo": number.to_string(), "activationUrl": url,
+    });
+    Err(not_configured(text, ("Google developers console API activation", &url), "SERVICE_DISABLED", metadata))
+}
+
+/// A refusal by Google's API front end; `help` is a description and where it leads.
+fn not_configured(text: String, help: (&str, &str), reason: &str, metadata: serde_json::Value) -> Fault {
+    let (description, url) = help;
+    Fault::new(Code::PermissionDenied, "accessNotConfigured", text)
+        .with_detail(serde_json::json!({
+            "@type": "type.googleapis.com/google.rpc.Help",
+            "links": [{"description": description, "url": url}],
+        }))
+        .with_detail(serde_json::json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": reason,
+            "domain": "googleapis.com",
+            "metadata": metadata,
+        }))
 }
 
 /// The refusal of every API for a project whose deletion was requested. Source: Google's API front end.
@@ -390,17 +395,9 @@ pub fn require_active(project: &Project) -> Result<(), Fault> {
         "Project #{number} has been scheduled for deletion and cannot be used for API calls. Visit {UNDELETE} to undelete \
          the project."
     );
-    Err(Fault::new(Code::PermissionDenied, "accessNotConfigured", text)
-        .with_detail(serde_json::json!({
-            "@type": "type.googleapis.com/google.rpc.Help",
-            "links": [{"description": "Google developers console", "url": UNDELETE}],
-        }))
-        .with_detail(serde_json::json!({
-            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": "CONSUMER_INVALID",
-            "domain": "googleapis.com",
-            "metadata": {"consumer": format!("projects/{number}")},
-        })))
+    let help = ("Google developers console", UNDELETE);
+    let metadata = serde_json::json!({"consumer": format!("projects/{number}")});
+    Err(not_configured(text, help, "CONSUMER_INVALID", metadata))
 }
 
 /// The service agent of Cloud Run, which pulls images and mints for instances.

@@ -1,9 +1,6 @@
 //! One turn: plan what may be different, compare, send, and note which operations wait for what was sent.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::atomic::Ordering,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     id::{Generation, ListenerId, NetworkId, WorkloadId},
@@ -45,7 +42,6 @@ impl Driver {
         if dirty.everything {
             self.everything(&world, &mut dirty);
         }
-        self.planned.fetch_add(u64::try_from(dirty.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
         let cells = self.send_cells(&world, &dirty);
         let sent_edge = self.send_edge(&world, dirty.edge);
         let sent_guests = self.send_guests(&world, &dirty.workloads, &dirty.names);
