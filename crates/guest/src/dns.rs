@@ -169,7 +169,10 @@ fn reply(zone: &Zone, query: &Message) -> Message {
     let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
     reply.metadata.recursion_desired = query.metadata.recursion_desired;
     reply.metadata.authoritative = true;
-    reply.add_queries(query.queries.iter().cloned());
+    // Only one question is ever answered, and more of them may not fit even into an empty answer.
+    if let [question] = query.queries.as_slice() {
+        reply.add_query(question.clone());
+    }
     if let Some(edns) = &query.edns {
         let mut ours = Edns::new();
         ours.set_max_payload(DNS_UDP_BYTES_MAX).set_version(0);
@@ -295,6 +298,9 @@ mod tests {
         let mut two = ask("metadata.", RecordType::A);
         two.add_query(Query::query(Name::from_ascii("metadata.").unwrap(), RecordType::AAAA));
         assert_eq!(asked(&two).metadata.response_code, ResponseCode::FormErr);
+        let many = (0..400).map(|_| Query::query(Name::root(), RecordType::A));
+        two.add_queries(many);
+        assert_eq!(asked(&two).queries, [], "they would not fit into an answer");
         let mut response = ask("metadata.", RecordType::A);
         response.metadata.message_type = MessageType::Response;
         for bytes in [&response.to_vec().unwrap()[..], b"", b"\0", &[0xff; 40]] {
