@@ -92,7 +92,7 @@ impl Scene {
         let mut command = Command::new("sh");
         command.args(["-c", script]).env("HOME", self.home.as_os_str()).envs(self.cloud.env());
         command.env("CLOUDSDK_CONFIG", self.home.join("gcloud"));
-        for name in ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", "NO_PROXY", "no_proxy"] {
+        for name in ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", "CLOUDSDK_CORE_ACCOUNT", "NO_PROXY", "no_proxy"] {
             command.env_remove(name);
         }
         command

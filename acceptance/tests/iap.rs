@@ -113,10 +113,14 @@ impl Scene {
 
     /// The project's `ssh-keys`.
     fn set_keys(&self, keys: &str) {
+        self.set_metadata(json!([{"key": "ssh-keys", "value": keys}]));
+    }
+
+    fn set_metadata(&self, items: Value) {
         let project = self.cloud.get(&format!("projects/{P}"));
         let body = json!({
             "fingerprint": project["commonInstanceMetadata"]["fingerprint"],
-            "items": [{"key": "ssh-keys", "value": keys}],
+            "items": items,
         });
         self.cloud.compute("POST", &format!("projects/{P}/setCommonInstanceMetadata"), body);
     }
@@ -314,6 +318,93 @@ fn who_may_log_in_is_what_the_metadata_says_now_and_the_vm_is_known_again_after_
     scene.verb("start");
     drop(scene.tunnel());
     assert!(enters("bob", "bob"), "the host key is the one that the client remembers");
+}
+
+/// Adds a member to a role of the project.
+fn grant(scene: &Scene, role: &str, member: &str) {
+    let call = |verb: &str, body: Value| {
+        let path = format!("/v1/projects/{P}:{verb}");
+        let said = scene.cloud.call("POST", "cloudresourcemanager.googleapis.com", &path, Some(body));
+        assert_eq!(said.status, 200, "{}", said.body);
+        said.body
+    };
+    let mut policy = call("getIamPolicy", json!({}));
+    policy["bindings"].as_array_mut().unwrap().push(json!({"role": role, "members": [member]}));
+    call("setIamPolicy", json!({"policy": policy}));
+}
+
+fn revoke(scene: &Scene, role: &str) {
+    let call = |verb: &str, body: Value| {
+        let path = format!("/v1/projects/{P}:{verb}");
+        scene.cloud.call("POST", "cloudresourcemanager.googleapis.com", &path, Some(body)).body
+    };
+    let mut policy = call("getIamPolicy", json!({}));
+    policy["bindings"].as_array_mut().unwrap().retain(|binding| binding["role"] != role);
+    call("setIamPolicy", json!({"policy": policy}));
+}
+
+#[test]
+fn with_os_login_roles_open_the_vm_to_people_with_keys_of_their_own() {
+    if !installed("ssh", "OS Login") {
+        return;
+    }
+    let scene = Scene::where_ada_may_log_in();
+    let enters = |user: &str, key: &str| scene.ssh_says(user, key, "true").code == Some(0);
+    assert!(enters("ada", "ada"), "a key of the metadata");
+    let ada = std::fs::read_to_string(scene.home.join("ada.pub")).unwrap();
+    let keys = format!("ada:{}", ada.trim());
+    scene.set_metadata(json!([{"key": "enable-oslogin", "value": "TRUE"}, {"key": "ssh-keys", "value": keys}]));
+    assert!(!enters("ada", "ada"), "now it counts for nothing");
+
+    let import = |token: &str, user: &str, body: &Value| {
+        let path = format!("/v1/users/{user}:importSshPublicKey?projectId={P}");
+        scene.cloud.call_as(Some(token), "POST", "oslogin.googleapis.com", &path, Some(body.clone()))
+    };
+    let key = json!({"key": ada.trim()});
+    assert_eq!(import(&scene.cloud.token, "admin@tombolo.local", &key).status, 200);
+    let said = scene.ssh_says("admin_tombolo_local", "ada", "id -un; id -u; pwd; id -Gn").ok();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("admin_tombolo_local", "/home/admin_tombolo_local"));
+    assert!(lines[1].parse::<u32>().unwrap() >= 20_000 && lines[3].contains("google-sudoers"), "{said}");
+    assert!(!enters("root", "ada") && !enters("ada", "ada"), "as nobody else");
+
+    // A robot of the project, which is nobody until it has roles.
+    let accounts = format!("/v1/projects/{P}/serviceAccounts");
+    let iam = |path: &str, body: Value| scene.cloud.call("POST", "iam.googleapis.com", path, Some(body));
+    let made = iam(&accounts, json!({"accountId": "robot-one"})).body;
+    let (email, id) = (made["email"].as_str().unwrap(), made["uniqueId"].as_str().unwrap());
+    let member = format!("serviceAccount:{email}");
+    let may_mint = json!({"policy": {"bindings": [
+        {"role": "roles/iam.serviceAccountTokenCreator", "members": ["user:admin@tombolo.local"]}]}});
+    assert_eq!(iam(&format!("{accounts}/{email}:setIamPolicy"), may_mint).status, 200);
+    let path = format!("/v1/projects/-/serviceAccounts/{email}:generateAccessToken");
+    let scope = json!({"scope": ["https://www.googleapis.com/auth/cloud-platform"]});
+    let minted = scene.cloud.call("POST", "iamcredentials.googleapis.com", &path, Some(scope)).body;
+    let token = minted["accessToken"].as_str().unwrap();
+    let key = json!({"key": scene.keygen("robot")});
+    let user = format!("sa_{id}");
+    assert_eq!(import(token, email, &key).status, 403, "it does not see the project");
+    grant(&scene, "roles/compute.osLogin", &member);
+    assert_eq!(import(token, email, &key).status, 200);
+    assert!(!enters(&user, "robot"), "it may not act as the VM's account");
+    grant(&scene, "roles/iam.serviceAccountUser", &member);
+    let said = scene.ssh_says(&user, "robot", "id -un; id -Gn").ok();
+    assert_eq!(said, format!("{user}\n{user}"), "no administrator");
+    assert!(!enters(&user, "ada") && !enters("admin_tombolo_local", "robot"), "with nobody else's key");
+    let expired = json!({"key": key["key"], "expirationTimeUsec": "1700000000000000"});
+    assert_eq!(import(token, email, &expired).status, 200);
+    assert!(!enters(&user, "robot"), "the key's time is over");
+    assert_eq!(import(token, email, &key).status, 200);
+    assert!(enters(&user, "robot"));
+    revoke(&scene, "roles/compute.osLogin");
+    assert!(!enters(&user, "robot"), "the role is gone, and the door closed");
+
+    if installed("gcloud", "gcloud compute ssh with OS Login") {
+        let said = scene.gcloud(&format!("compute ssh {VM} --tunnel-through-iap --command='id -un' @HERE"));
+        assert_eq!(said.out.lines().last(), Some("admin_tombolo_local"), "{said:?}");
+        let said = scene.gcloud("compute os-login ssh-keys list --format='value(value.fingerprint)'").ok();
+        assert_eq!(said.lines().count(), 2, "{said}");
+    }
 }
 
 /// Type and data of a public key, without its comment.

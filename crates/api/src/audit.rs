@@ -93,6 +93,11 @@ enum On {
         project: String,
         api: String,
     },
+    /// An account in a project's VMs.
+    Login {
+        project: String,
+        user: String,
+    },
 }
 
 impl Audit {
@@ -239,15 +244,23 @@ fn about(world: &World, on: &On, reply: &Value) -> Option<(ProjectId, About)> {
         }
         On::Usage { project, api } => {
             let found = world.project(project)?;
-            let labels = [
-                ("project_id", found.id.to_string()),
-                ("service", Service::ServiceUsage.host().to_owned()),
-                ("method", String::new()),
-            ];
             let name = format!("projects/{}/services/{api}", found.number);
-            (found.id.clone(), About { name, resource: Resource::new("audited_resource", labels), locations: vec![] })
+            let resource = audited(&found.id, Service::ServiceUsage);
+            (found.id.clone(), About { name, resource, locations: vec![] })
+        }
+        On::Login { project, user } => {
+            let id = known(project)?;
+            let resource = audited(&id, Service::OsLogin);
+            (id, About { name: format!("users/{user}"), resource, locations: vec![] })
         }
     })
+}
+
+/// What has no resource of its own in a log.
+fn audited(project: &ProjectId, service: Service) -> Resource {
+    let labels =
+        [("project_id", project.to_string()), ("service", service.host().to_owned()), ("method", String::new())];
+    Resource::new("audited_resource", labels)
 }
 
 fn project(id: &ProjectId) -> Resource {
@@ -266,6 +279,7 @@ fn act(world: &World, call: &Call, body: &Value) -> Option<Act> {
         // They change nothing that is stored for others to find.
         Service::IamCredentials | Service::Logging | Service::OAuth | Service::Accounts => None,
         Service::OrgPolicy => org_policy(&call.method, &parts, body),
+        Service::OsLogin => os_login(call, &parts, verb),
         Service::Dns | Service::Iap => None,
     }
 }
@@ -384,6 +398,22 @@ fn org_policy(method: &Method, parts: &[&str], body: &Value) -> Option<Act> {
         method: format!("google.cloud.orgpolicy.v2.OrgPolicy.{name}"),
         request: format!("google.cloud.orgpolicy.v2.{name}Request"),
         on: On::OrgPolicy { project: (*project).to_owned(), constraint: constraint.to_owned() },
+    })
+}
+
+/// A profile is nobody's but its owner's; what makes or ends an account in a project's VMs is in the project's log.
+fn os_login(call: &Call, parts: &[&str], verb: Option<&str>) -> Option<Act> {
+    let [_, "users", user, rest @ ..] = parts else { return None };
+    let (name, project) = match (&call.method, rest, verb) {
+        (&Method::POST, [], Some("importSshPublicKey")) => ("ImportSshPublicKey", call.query.get("projectId")?),
+        (&Method::POST, ["projects", project], None) => ("ProvisionPosixAccount", *project),
+        (&Method::DELETE, ["projects", project], None) => ("DeletePosixAccount", *project),
+        _ => return None,
+    };
+    Some(Act {
+        method: format!("google.cloud.oslogin.v1.OsLoginService.{name}"),
+        request: format!("google.cloud.oslogin.v1.{name}Request"),
+        on: On::Login { project: project.to_owned(), user: (*user).to_owned() },
     })
 }
 

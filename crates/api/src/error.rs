@@ -39,6 +39,7 @@ impl Dialect {
             | Service::ResourceManager
             | Service::ServiceUsage
             | Service::OrgPolicy
+            | Service::OsLogin
             | Service::Iap
             | Service::Logging => Dialect::Plain,
         }

@@ -11,6 +11,7 @@ pub mod iap;
 pub mod logging;
 pub mod oauth;
 pub mod orgpolicy;
+pub mod oslogin;
 pub mod policy;
 pub mod run;
 pub mod run_v1;
@@ -37,6 +38,7 @@ pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> 
         .with(Service::ResourceManager, Arc::new(crm::ResourceManager { control: c(), mint: m() }))
         .with(Service::ServiceUsage, Arc::new(serviceusage::ServiceUsage { control: c(), mint: m() }))
         .with(Service::OrgPolicy, Arc::new(orgpolicy::OrgPolicy { control: c(), mint: m() }))
+        .with(Service::OsLogin, Arc::new(oslogin::OsLogin { control: c(), mint: m() }))
         .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal: journal.clone() }))
         .audited(Audit { control: c(), journal })
         .with(Service::OAuth, oauth.clone())

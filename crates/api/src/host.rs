@@ -14,6 +14,7 @@ pub enum Service {
     ResourceManager,
     ServiceUsage,
     OrgPolicy,
+    OsLogin,
     Logging,
     Dns,
     /// Opens tunnels to VMs; its clients know another host, see [`Place::Tunnel`].
@@ -25,7 +26,7 @@ pub enum Service {
 }
 
 impl Service {
-    pub const ALL: [Service; 11] = [
+    pub const ALL: [Service; 12] = [
         Service::Compute,
         Service::Run,
         Service::Iam,
@@ -33,6 +34,7 @@ impl Service {
         Service::ResourceManager,
         Service::ServiceUsage,
         Service::OrgPolicy,
+        Service::OsLogin,
         Service::Logging,
         Service::Dns,
         Service::OAuth,
@@ -49,6 +51,7 @@ impl Service {
             Service::ResourceManager => "cloudresourcemanager.googleapis.com",
             Service::ServiceUsage => "serviceusage.googleapis.com",
             Service::OrgPolicy => "orgpolicy.googleapis.com",
+            Service::OsLogin => "oslogin.googleapis.com",
             Service::Logging => "logging.googleapis.com",
             Service::Dns => "dns.googleapis.com",
             Service::Iap => "iap.googleapis.com",
@@ -67,6 +70,7 @@ impl Service {
             Service::ResourceManager => "Cloud Resource Manager API",
             Service::ServiceUsage => "Service Usage API",
             Service::OrgPolicy => "Organization Policy API",
+            Service::OsLogin => "Cloud OS Login API",
             Service::Logging => "Cloud Logging API",
             Service::Dns => "Cloud DNS API",
             Service::Iap => "Cloud Identity-Aware Proxy API",
@@ -162,6 +166,7 @@ pub fn by_path(path: &str) -> Option<Service> {
         ["v1", "organizations", _, "roles", ..] => Service::Iam,
         ["v1", "projects", _, "services", ..] | ["v1", "services", ..] => Service::ServiceUsage,
         ["v1", "projects", _, "locations", ..] => Service::Run,
+        ["v1" | "v1beta" | "v1alpha", "users", ..] => Service::OsLogin,
         ["v1", "operations", name] if !name.starts_with("cp.") => Service::ServiceUsage,
         ["v1", "projects" | "organizations" | "operations", ..] | ["v3", ..] => Service::ResourceManager,
         _ => return None,

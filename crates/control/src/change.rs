@@ -6,6 +6,7 @@ use identity::keys::StoredKey;
 use model::{
     iam::{Policy, ServiceAccount},
     id::{EndpointId, NetworkId, WorkloadId},
+    login::LoginProfile,
     name::Link,
     orgpolicy::OrgPolicy,
     project::Project,
@@ -47,6 +48,7 @@ pub enum Change {
     NoOrgPolicy(String),
     Account(Box<ServiceAccount>),
     NoAccount(String),
+    Login(Box<LoginProfile>),
     Operation(Box<Operation>),
     NoOperation(String),
     RunOperation(Box<RunOperation>),
@@ -89,6 +91,7 @@ impl Change {
             Change::OrgPolicy(name, _) | Change::NoOrgPolicy(name) => format!("org-policy/{name}"),
             Change::Account(a) => format!("account/{}", a.email),
             Change::NoAccount(email) => format!("account/{email}"),
+            Change::Login(l) => format!("login/{}", l.email),
             Change::Operation(o) => format!("operation/{}", o.name),
             Change::NoOperation(name) => format!("operation/{name}"),
             Change::RunOperation(o) => format!("run-operation/{}", o.id),
@@ -118,6 +121,7 @@ impl Change {
             Change::Policy(name, v) => json(&(name, v)),
             Change::OrgPolicy(name, v) => json(&(name, v)),
             Change::Account(v) => json(v),
+            Change::Login(v) => json(v),
             Change::Operation(v) => json(v),
             Change::RunOperation(v) => json(v),
             Change::AccountKey(v) => json(v),
@@ -166,6 +170,7 @@ impl Change {
                 Change::OrgPolicy(name, Box::new(policy))
             }
             "account" => Change::Account(serde_json::from_slice(value)?),
+            "login" => Change::Login(serde_json::from_slice(value)?),
             "operation" => Change::Operation(serde_json::from_slice(value)?),
             "run-operation" => Change::RunOperation(serde_json::from_slice(value)?),
             "account-key" => Change::AccountKey(serde_json::from_slice(value)?),
@@ -222,6 +227,9 @@ impl Change {
             }
             Change::NoAccount(email) => {
                 world.accounts.remove(&email);
+            }
+            Change::Login(l) => {
+                world.logins.insert(l.email.clone(), *l);
             }
             Change::Operation(o) => world.put_operation(*o),
             Change::NoOperation(name) => world.remove_operation(&name),

@@ -127,7 +127,8 @@ impl Dirty {
             Change::Account(_) | Change::NoAccount(_) => {
                 self.edge.extend(world.services.keys().cloned().map(EdgeKey::Service));
             }
-            Change::Operation(_)
+            Change::Login(_)
+            | Change::Operation(_)
             | Change::NoOperation(_)
             | Change::RunOperation(_)
             | Change::NoRunOperation(_)

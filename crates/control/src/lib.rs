@@ -17,6 +17,7 @@ pub mod kinds;
 pub mod operation;
 pub mod ops;
 pub mod org_policies;
+pub mod os_login;
 pub mod plan;
 pub mod policies;
 pub mod projects;

@@ -18,6 +18,7 @@ use identity::keys::StoredKey;
 use model::{
     iam::{Policy, ServiceAccount},
     id::{NetworkId, ResourceId, WorkloadId},
+    login::LoginProfile,
     name::{Link, ProjectId, ProjectNumber},
     orgpolicy::OrgPolicy,
     project::Project,
@@ -56,6 +57,8 @@ pub struct World {
     /// By full name, `projects/ID/policies/CONSTRAINT` or `organizations/N/policies/CONSTRAINT`.
     pub org_policies: BTreeMap<String, OrgPolicy>,
     pub accounts: BTreeMap<String, ServiceAccount>,
+    /// By e-mail address.
+    pub logins: BTreeMap<String, LoginProfile>,
     pub operations: BTreeMap<String, Operation>,
     /// By id, a UUID.
     pub run_operations: BTreeMap<String, RunOperation>,

@@ -47,9 +47,13 @@ async fn respond(guest: &Guest, seat: Seat, request: Request<Incoming>) -> Respo
     let answer = match (metadata::consider(&head, identity.as_deref()), workload) {
         (Step::Answer(answer), _) => answer,
         (Step::Hang(hang), Some(workload)) => wait(workload, hang).await,
+        (Step::Login(question), Some(_)) => match guest.mints.login(seat, question).await {
+            Some(answer) => metadata::logged_in(&answer, head.uri.path()),
+            None => Answer::unavailable(),
+        },
         (Step::Mint(want), Some(workload)) => token(guest, seat, &workload, want, &head).await,
         // Nobody sits there, so nothing was found to wait for.
-        (Step::Hang(_) | Step::Mint(_), None) => Answer::unavailable(),
+        (Step::Hang(_) | Step::Mint(_) | Step::Login(_), None) => Answer::unavailable(),
     };
     answer.into_response(flavor)
 }

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{ACCEPT_AGAIN, Guest, world::Epoch};
+use crate::{ACCEPT_AGAIN, Guest, mint::Told, world::Epoch};
 
 /// Messages to control that wait: every wish that may be open, and a few marks.
 const OUT_MAX: usize = MINTS_MAX + 16;
@@ -60,7 +60,8 @@ async fn receive(guest: &Guest, reader: OwnedReadHalf, epoch: Epoch, out: mpsc::
         match message {
             ToGuest::Set(item) => guest.world.set(epoch, item),
             ToGuest::Unset(key) => guest.world.unset(key),
-            ToGuest::Minted { ticket, outcome } => guest.mints.minted(ticket, outcome),
+            ToGuest::Minted { ticket, outcome } => guest.mints.told(ticket, Told::Minted(outcome)),
+            ToGuest::Login { ticket, answer } => guest.mints.told(ticket, Told::Login(answer)),
             ToGuest::Complete => guest.world.complete(epoch),
             // What came before is in the world already: the next request sees it.
             ToGuest::Mark(number) => {

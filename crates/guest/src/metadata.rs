@@ -8,7 +8,8 @@ use std::time::Duration;
 use http::{HeaderMap, Method, header, request};
 use model::{
     limits::{METADATA_SCOPES_MAX, METADATA_WAIT_MAX},
-    planned::guest::{Identity, Want},
+    login::LoginKey,
+    planned::guest::{Identity, LoginAnswer, LoginQuestion, Want},
 };
 
 use crate::{
@@ -22,6 +23,7 @@ pub enum Step {
     Answer(Answer),
     Hang(Hang),
     Mint(Want),
+    Login(LoginQuestion),
 }
 
 /// A request that is answered when a value is no longer the one the client knows.
@@ -101,6 +103,11 @@ fn read(request: &request::Parts, identity: &Identity, asked: Asked) -> Step {
     let Some(query) = Query::parse(request.uri.query().unwrap_or_default()) else {
         return Step::Answer(Answer::bad_request());
     };
+    if let ["computeMetadata", "v1", "oslogin", asked] = asked.path.iter().map(String::as_str).collect::<Vec<_>>()[..]
+        && Flavor::of(Some(identity)) == Flavor::Vm
+    {
+        return login(asked, query).unwrap_or_else(|| Step::Answer(Answer::not_found(path)));
+    }
     let root = Node::root(identity);
     match (root.find(&asked.path), asked.slash) {
         (None, _) if is_guest_attributes(&asked.path) => {
@@ -159,6 +166,41 @@ fn mint(endpoint: Endpoint, query: &Query, flavor: Flavor) -> Step {
     }
 }
 
+/// What a login through OS Login is asked for. Source: Google's guest environment for Linux, `oslogin`.
+fn login(asked: &str, query: Query) -> Option<Step> {
+    Some(Step::Login(match (asked, query.policy.as_deref()) {
+        ("users", _) => LoginQuestion::User { username: query.username? },
+        ("authorize", Some(policy @ ("login" | "adminLogin"))) => {
+            LoginQuestion::Admission { profile: query.email?, admin: policy == "adminLogin" }
+        }
+        _ => return None,
+    }))
+}
+
+pub fn logged_in(answer: &LoginAnswer, path: &str) -> Answer {
+    let shown = match answer {
+        LoginAnswer::User(None) => return Answer::not_found(path),
+        LoginAnswer::Admission(success) => serde_json::json!({"success": success}),
+        LoginAnswer::User(Some(profile)) => {
+            let key = |(print, key): (&String, &LoginKey)| {
+                let mut shown = serde_json::json!({"key": key.key, "fingerprint": print});
+                if let Some(expires) = key.expires {
+                    shown["expirationTimeUsec"] = expires.0.to_string().into();
+                }
+                (print.clone(), shown)
+            };
+            let account = serde_json::json!({
+                "primary": true, "username": profile.username, "uid": profile.uid, "gid": profile.uid,
+                "homeDirectory": format!("/home/{}", profile.username), "operatingSystemType": "LINUX",
+            });
+            let keys: serde_json::Map<_, _> = profile.keys.iter().map(key).collect();
+            let profile = serde_json::json!({"name": profile.id, "posixAccounts": [account], "sshPublicKeys": keys});
+            serde_json::json!({"loginProfiles": [profile]})
+        }
+    };
+    Answer::ok(JSON, shown.to_string())
+}
+
 /// What a minted token looks like on the wire.
 pub fn minted(want: &Want, token: &str, expires_in_s: u64) -> Answer {
     match want {
@@ -182,6 +224,9 @@ struct Query {
     scopes: Vec<String>,
     audience: Option<String>,
     format: Option<String>,
+    username: Option<String>,
+    email: Option<String>,
+    policy: Option<String>,
 }
 
 impl Query {
@@ -200,6 +245,9 @@ impl Query {
                 "scopes" => query.scopes = scopes(&value),
                 "audience" => query.audience = Some(value),
                 "format" => query.format = Some(value),
+                "username" => query.username = Some(value),
+                "email" => query.email = Some(value),
+                "policy" => query.policy = Some(value),
                 _ => {}
             }
         }

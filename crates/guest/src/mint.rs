@@ -1,4 +1,5 @@
-//! Asking control for tokens, by ticket. Control knows only the seat; what it mints, it mints for whoever sits there.
+//! Asking control, by ticket: for tokens, and who may log in. Control knows only the seat; what it says, it says for
+//! whoever sits there.
 
 use std::{
     collections::HashMap,
@@ -7,7 +8,7 @@ use std::{
 
 use model::{
     limits::{MINT_WAIT_MAX, MINTS_MAX},
-    planned::guest::{FromGuest, MintRefusal, Minted, Seat, Want},
+    planned::guest::{FromGuest, LoginAnswer, LoginQuestion, MintRefusal, Minted, Seat, Want},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,6 +22,12 @@ pub enum NoToken {
 
 type Outcome = Result<Minted, MintRefusal>;
 
+/// What control says to a ticket.
+pub enum Told {
+    Minted(Outcome),
+    Login(LoginAnswer),
+}
+
 /// The open tickets. Locks are held for look-ups only.
 #[derive(Default)]
 pub struct Mints(Mutex<Open>);
@@ -29,7 +36,7 @@ pub struct Mints(Mutex<Open>);
 struct Open {
     /// None while control is away.
     control: Option<mpsc::Sender<FromGuest>>,
-    tickets: HashMap<u64, oneshot::Sender<Outcome>>,
+    tickets: HashMap<u64, oneshot::Sender<Told>>,
     last: u64,
 }
 
@@ -53,32 +60,44 @@ impl Mints {
 
     /// Asks control and waits for its answer.
     pub async fn mint(&self, seat: Seat, want: Want) -> Result<Minted, NoToken> {
-        let (ticket, answer) = self.ask(seat, want).ok_or(NoToken::Unavailable)?;
-        let outcome = tokio::time::timeout(MINT_WAIT_MAX, answer).await;
-        drop(ticket);
-        match outcome {
-            Ok(Ok(outcome)) => outcome.map_err(NoToken::Refused),
-            Ok(Err(_)) | Err(_) => Err(NoToken::Unavailable),
+        match self.ask(|ticket| FromGuest::Mint { ticket, seat, want }).await {
+            Some(Told::Minted(outcome)) => outcome.map_err(NoToken::Refused),
+            Some(Told::Login(_)) | None => Err(NoToken::Unavailable),
         }
     }
 
-    fn ask(&self, seat: Seat, want: Want) -> Option<(Ticket<'_>, oneshot::Receiver<Outcome>)> {
+    /// None: control is away, too slow, or asked for too much at once.
+    pub async fn login(&self, seat: Seat, question: LoginQuestion) -> Option<LoginAnswer> {
+        match self.ask(|ticket| FromGuest::Login { ticket, seat, question }).await {
+            Some(Told::Login(answer)) => Some(answer),
+            Some(Told::Minted(_)) | None => None,
+        }
+    }
+
+    async fn ask(&self, message: impl FnOnce(u64) -> FromGuest) -> Option<Told> {
+        let (ticket, answer) = self.open(message)?;
+        let told = tokio::time::timeout(MINT_WAIT_MAX, answer).await;
+        drop(ticket);
+        told.ok()?.ok()
+    }
+
+    fn open(&self, message: impl FnOnce(u64) -> FromGuest) -> Option<(Ticket<'_>, oneshot::Receiver<Told>)> {
         let mut open = self.lock();
         if open.tickets.len() >= MINTS_MAX {
             return None;
         }
         open.last += 1;
         let ticket = open.last;
-        open.control.as_ref()?.try_send(FromGuest::Mint { ticket, seat, want }).ok()?;
+        open.control.as_ref()?.try_send(message(ticket)).ok()?;
         let (sender, receiver) = oneshot::channel();
         open.tickets.insert(ticket, sender);
         Some((Ticket(self, ticket), receiver))
     }
 
-    pub fn minted(&self, ticket: u64, outcome: Outcome) {
+    pub fn told(&self, ticket: u64, told: Told) {
         // Nobody waits for it any more: then it is dropped.
         if let Some(waiting) = self.lock().tickets.remove(&ticket) {
-            let _ = waiting.send(outcome);
+            let _ = waiting.send(told);
         }
     }
 

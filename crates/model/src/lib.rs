@@ -13,6 +13,7 @@ pub mod iam;
 pub mod id;
 pub mod lb;
 pub mod limits;
+pub mod login;
 pub mod name;
 pub mod orgpolicy;
 pub mod planned;

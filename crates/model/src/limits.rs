@@ -242,6 +242,9 @@ pub const IAP_FLUSH_MAX: Duration = Duration::from_secs(10);
 
 // ---- SSH into VMs ----
 
+/// Keys of one OS Login profile. Source: OS Login, 32 KiB.
+pub const LOGIN_PROFILE_BYTES_MAX: usize = 32 << 10;
+
 /// Connections to a VM's SSH server; more wait to be accepted.
 pub const SSH_CONNECTIONS_MAX: usize = 64;
 /// Channels of one connection, and processes and forwarded connections behind them.

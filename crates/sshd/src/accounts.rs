@@ -29,6 +29,15 @@ pub(crate) struct Account {
     pub(crate) shell: String,
 }
 
+/// Who is to have an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    /// Of somebody of OS Login: their number in every VM. Others get the next one that is free.
+    pub(crate) uid: Option<u32>,
+    pub(crate) sudoer: bool,
+}
+
 pub(crate) struct Accounts {
     /// Parent of `passwd` and `group`.
     etc: PathBuf,
@@ -43,24 +52,35 @@ impl Accounts {
         Accounts { etc: "/etc".into(), root: "/".into(), changing: Mutex::new(()) }
     }
 
-    /// The account of this name, made when it does not exist.
+    /// The account of this name, made when it does not exist. One that the VM has already keeps its number.
     ///
     /// # Errors
     /// A name that a user cannot have, tables that cannot be read or written.
-    pub(crate) fn find_or_make(&self, name: &str) -> io::Result<Account> {
+    pub(crate) fn find_or_make(&self, wanted: &Wanted) -> io::Result<Account> {
+        let name = wanted.name.as_str();
         let _alone = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (passwd, group) = (self.read("passwd")?, self.read("group")?);
         if let Some(account) = find(name, &passwd, &group) {
-            return Ok(account);
+            // A role can be given and taken between two logins. The agent's users stay what they are.
+            let group = match (wanted.uid, wanted.sudoer) {
+                (None, _) => return Ok(account),
+                (Some(_), true) => with_member(&without_member(&group, name), name),
+                (Some(_), false) => without_member(&group, name),
+            };
+            self.write("group", &group)?;
+            return Ok(find(name, &passwd, &group).unwrap_or(account));
         }
         if !is_name(name) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no user can be called {name:?}")));
         }
-        let uid = free_id(&passwd, &group).ok_or_else(|| io::Error::other("every uid is taken"))?;
+        let free = |uid: &u32| !taken(&passwd, &group).contains(uid);
+        let uid = wanted.uid.filter(free).or_else(|| free_id(&passwd, &group));
+        let uid = uid.ok_or_else(|| io::Error::other("every uid is taken"))?;
         let shell = if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
         let home = format!("/home/{name}");
         // The groups first: a user whose group is missing would be half a user.
-        self.write("group", &with_member(&append(&group, &format!("{name}:x:{uid}:")), name))?;
+        let group = append(&group, &format!("{name}:x:{uid}:"));
+        self.write("group", &if wanted.sudoer { with_member(&group, name) } else { group })?;
         self.write("passwd", &append(&passwd, &format!("{name}:x:{uid}:{uid}::{home}:{shell}")))?;
         self.make_home(&home, uid)?;
         let account = find(name, &self.read("passwd")?, &self.read("group")?);
@@ -116,9 +136,13 @@ fn find(name: &str, passwd: &str, group: &str) -> Option<Account> {
 
 /// A number that is neither a user's nor a group's.
 fn free_id(passwd: &str, group: &str) -> Option<u32> {
-    let id = |row: Vec<&str>| row.get(2).and_then(|id| id.parse::<u32>().ok());
-    let taken: Vec<u32> = rows(passwd).chain(rows(group)).filter_map(id).collect();
+    let taken = taken(passwd, group);
     (FIRST_UID..LAST_UID).find(|id| !taken.contains(id))
+}
+
+fn taken(passwd: &str, group: &str) -> Vec<u32> {
+    let id = |row: Vec<&str>| row.get(2).and_then(|id| id.parse::<u32>().ok());
+    rows(passwd).chain(rows(group)).filter_map(id).collect()
 }
 
 /// The group that Google's agent puts its users into, made when missing.
@@ -131,6 +155,17 @@ fn with_member(group: &str, name: &str) -> String {
         Some(rest) if rest.ends_with(':') => format!("{line}{name}\n"),
         Some(rest) if rest.starts_with(':') => format!("{line},{name}\n"),
         _ => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
+fn without_member(group: &str, name: &str) -> String {
+    let lines = group.lines().map(|line| match line.strip_prefix(SUDOERS).and_then(|rest| rest.rsplit_once(':')) {
+        Some((head, members)) if head.starts_with(':') => {
+            let others: Vec<&str> = members.split(',').filter(|member| *member != name).collect();
+            format!("{SUDOERS}{head}:{}\n", others.join(","))
+        }
+        Some(_) | None => format!("{line}\n"),
     });
     lines.collect()
 }
@@ -185,13 +220,19 @@ mod tests {
         fs::write(etc.join("passwd"), PASSWD).unwrap();
         fs::write(etc.join("group"), GROUP).unwrap();
         let accounts = Accounts { etc, root: root.clone(), changing: Mutex::new(()) };
-        let made = accounts.find_or_make("bob");
-        let found = accounts.find_or_make("bob");
+        let agents = |name: &str| Wanted { name: name.into(), uid: None, sudoer: true };
+        let person = |sudoer| Wanted { name: "eve_example_com".into(), uid: Some(20_007), sudoer };
+        let made = accounts.find_or_make(&agents("bob"));
+        let found = accounts.find_or_make(&agents("bob"));
         let home = root.join("home/bob").is_dir();
-        let refused = accounts.find_or_make("../bob").is_err();
+        let refused = accounts.find_or_make(&agents("../bob")).is_err();
+        let eve = [false, true, true, false].map(|sudoer| accounts.find_or_make(&person(sudoer)).unwrap());
         fs::remove_dir_all(&root).unwrap();
         let bob = made.unwrap();
         assert_eq!((bob.uid, bob.groups.len(), bob.home.as_str()), (1002, 3, "/home/bob"));
         assert_eq!((found.unwrap(), home, refused), (bob, true, true));
+        assert!(eve.iter().all(|eve| eve.uid == 20_007 && eve.home == "/home/eve_example_com"), "{eve:?}");
+        let groups: Vec<usize> = eve.iter().map(|eve| eve.groups.len()).collect();
+        assert_eq!(groups, [1, 2, 2, 1], "a role is given, stays, and is taken back");
     }
 }

@@ -13,7 +13,7 @@ pub struct Attributes {
     pub project: Value,
 }
 
-/// Why no key of the metadata counts.
+/// The metadata asks for OS Login: no key of the metadata counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OsLogin;
 
@@ -21,7 +21,7 @@ impl Attributes {
     /// Whether `key` may log in as `user`.
     ///
     /// # Errors
-    /// The metadata asks for OS Login, which there is not.
+    /// Its owner's profile decides instead: [`Person::admits`].
     pub fn admit(&self, user: &str, key: &PublicKey, now: Timestamp) -> Result<bool, OsLogin> {
         let os_login = text(&self.instance, "enable-oslogin").or(text(&self.project, "enable-oslogin"));
         if os_login.is_some_and(is_true) {
@@ -38,6 +38,51 @@ impl Attributes {
         let of_project = (!alone).then_some(&self.project).into_iter();
         let of_project = of_project.flat_map(|all| [text(all, "ssh-keys"), text(all, "sshKeys")]);
         [text(&self.instance, "ssh-keys"), legacy].into_iter().chain(of_project).flatten().flat_map(str::lines)
+    }
+}
+
+/// Somebody of OS Login, and what the metadata server says of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Person {
+    pub id: String,
+    pub username: String,
+    pub uid: u32,
+    keys: Vec<(PublicKey, Option<Timestamp>)>,
+    /// May log in.
+    pub admitted: bool,
+    /// May become root.
+    pub admin: bool,
+}
+
+impl Person {
+    /// One of `loginProfiles`; nobody is admitted yet.
+    pub fn read(profile: &Value) -> Option<Person> {
+        let account = &profile["posixAccounts"][0];
+        let key = |key: &Value| {
+            let expires = match key.get("expirationTimeUsec") {
+                None => None,
+                Some(at) => Some(Timestamp(at.as_str()?.parse().ok()?)),
+            };
+            let mut words = key["key"].as_str()?.split_ascii_whitespace();
+            let (kind, data) = (words.next()?, words.next()?);
+            Some((PublicKey::from_openssh(&format!("{kind} {data}")).ok()?, expires))
+        };
+        let id = profile["name"].as_str().filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()))?;
+        Some(Person {
+            id: id.to_owned(),
+            username: account["username"].as_str()?.to_owned(),
+            uid: account["uid"].as_u64()?.try_into().ok()?,
+            keys: profile["sshPublicKeys"].as_object()?.values().filter_map(key).collect(),
+            admitted: false,
+            admin: false,
+        })
+    }
+
+    pub fn admits(&self, user: &str, key: &PublicKey, now: Timestamp) -> bool {
+        let alive = |(theirs, expires): &(PublicKey, Option<Timestamp>)| {
+            same(theirs, key) && expires.is_none_or(|expires| expires > now)
+        };
+        self.admitted && self.username == user && self.keys.iter().any(alive)
     }
 }
 
@@ -157,6 +202,33 @@ mod tests {
             (json!({"enable-oslogin": "FALSE", "ssh-keys": keys}), json!({"enable-oslogin": "TRUE"}), Ok(true)),
         ] {
             assert_eq!(admits(instance, project), outcome);
+        }
+    }
+
+    #[test]
+    fn a_person_of_os_login_comes_in_as_themselves_with_a_living_key_of_theirs() {
+        let key = PublicKey::from_openssh(KEY).unwrap();
+        let after = Timestamp(now().0 + 1).0.to_string();
+        let profile = |key: Value| {
+            json!({
+                "name": "123", "sshPublicKeys": {"f": key},
+                "posixAccounts": [{"username": "ada_example_com", "uid": 20_007}],
+            })
+        };
+        for (listed, user, admitted, in_) in [
+            (json!({"key": KEY}), "ada_example_com", true, true),
+            (json!({"key": format!("{KEY} ada@laptop"), "expirationTimeUsec": after}), "ada_example_com", true, true),
+            (json!({"key": KEY, "expirationTimeUsec": now().0.to_string()}), "ada_example_com", true, false),
+            (json!({"key": KEY, "expirationTimeUsec": "soon"}), "ada_example_com", true, false),
+            (json!({"key": OTHER}), "ada_example_com", true, false),
+            (json!({"key": KEY}), "root", true, false),
+            (json!({"key": KEY}), "ada_example_com", false, false),
+        ] {
+            let person = Person { admitted, ..Person::read(&profile(listed.clone())).unwrap() };
+            assert_eq!(person.admits(user, &key, now()), in_, "{listed} {user}");
+        }
+        for nobody in [json!({}), json!({"name": "a&policy=x"}), Value::Null] {
+            assert_eq!(Person::read(&nobody), None);
         }
     }
 }

@@ -10,29 +10,60 @@ use tokio::{
     time::timeout,
 };
 
-use crate::keys::Attributes;
+use crate::{
+    accounts::is_name,
+    keys::{Attributes, Person},
+};
 
 const SERVER: (&str, u16) = ("169.254.169.254", 80);
 
 /// # Errors
 /// No answer in time, or none that can be read: then nobody is let in.
 pub(crate) async fn attributes() -> io::Result<Attributes> {
-    let both = async { tokio::try_join!(get("instance/attributes/"), get("project/attributes/")) };
+    let all = |whose: &str| format!("{whose}/attributes/?recursive=true&alt=json");
+    let (instance, project) = (all("instance"), all("project"));
+    let both = async { tokio::try_join!(get(&instance), get(&project)) };
     let (instance, project) = timeout(SSH_METADATA_WAIT_MAX, both).await??;
     Ok(Attributes { instance, project })
+}
+
+/// Whoever has this name in OS Login and may log in here.
+///
+/// # Errors
+/// Those of [`attributes`]; nobody of that name is one of them.
+pub(crate) async fn person(username: &str) -> io::Result<Person> {
+    // The rest of a name that is none of OS Login's would be another question.
+    if !is_name(username) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name that no profile has"));
+    }
+    let ask = async {
+        let found = get(&format!("oslogin/users?username={username}")).await?;
+        let mut person = Person::read(&found["loginProfiles"][0]).ok_or_else(unreadable)?;
+        let may = |policy: &str| format!("oslogin/authorize?email={}&policy={policy}", person.id);
+        let (login, admin) = (may("login"), may("adminLogin"));
+        let (login, admin) = tokio::try_join!(get(&login), get(&admin))?;
+        let yes = |answer: &Value| answer["success"] == true;
+        (person.admitted, person.admin) = (yes(&login), yes(&admin));
+        Ok::<_, io::Error>(person)
+    };
+    timeout(SSH_METADATA_WAIT_MAX, ask).await?
 }
 
 async fn get(path: &str) -> io::Result<Value> {
     let mut stream = TcpStream::connect(SERVER).await?;
     // HTTP/1.0: the answer ends with the connection.
     let question = format!(
-        "GET /computeMetadata/v1/{path}?recursive=true&alt=json HTTP/1.0\r\nHost: metadata.google.internal\r\n\
+        "GET /computeMetadata/v1/{path} HTTP/1.0\r\nHost: metadata.google.internal\r\n\
          Metadata-Flavor: Google\r\n\r\n"
     );
     stream.write_all(question.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(SSH_METADATA_BYTES_MAX).read_to_end(&mut answer).await?;
-    body(&answer).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the metadata server's answer"))
+    body(&answer).ok_or_else(unreadable)
+}
+
+fn unreadable() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the metadata server's answer")
 }
 
 fn body(answer: &[u8]) -> Option<Value> {

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    accounts::{Account, Accounts},
+    accounts::{Account, Accounts, Wanted},
     keys::OsLogin,
     metadata,
     process::{Program, Sink, Started, Surroundings, Terminal, Window, pour, signal, start},
@@ -79,21 +79,28 @@ impl Login {
         over
     }
 
-    /// Asks the metadata server, now.
-    async fn admits(&mut self, user: &str, key: &PublicKey) -> bool {
+    /// Asks the metadata server, now. None: this key is not let in as this user.
+    async fn admits(&mut self, user: &str, key: &PublicKey) -> Option<Wanted> {
         let attributes = match metadata::attributes().await {
             Ok(attributes) => attributes,
             Err(error) => {
                 eprintln!("sshd: cannot ask who may log in: {error}");
-                return false;
+                return None;
             }
         };
         match attributes.admit(user, key, now()) {
-            Ok(admitted) => admitted,
-            Err(OsLogin) => {
-                eprintln!("sshd: {user} is not let in: the metadata asks for OS Login, which tombolo does not offer");
-                false
-            }
+            Ok(admitted) => admitted.then(|| Wanted { name: user.to_owned(), uid: None, sudoer: true }),
+            Err(OsLogin) => match metadata::person(user).await {
+                Ok(person) => person.admits(user, key, now()).then(|| Wanted {
+                    name: person.username,
+                    uid: Some(person.uid),
+                    sudoer: person.admin,
+                }),
+                Err(error) => {
+                    eprintln!("sshd: {user:?} is not let in through OS Login: {error}");
+                    None
+                }
+            },
         }
     }
 
@@ -129,14 +136,12 @@ impl Handler for Login {
     type Error = russh::Error;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, russh::Error> {
-        Ok(if self.admits(user, offer.public_key).await { Auth::Accept } else { Auth::reject() })
+        Ok(if self.admits(user, offer.public_key).await.is_some() { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
-        if !self.admits(user, key.public_key).await {
-            return Ok(Auth::reject());
-        }
-        match self.accounts.find_or_make(user) {
+        let Some(wanted) = self.admits(user, key.public_key).await else { return Ok(Auth::reject()) };
+        match self.accounts.find_or_make(&wanted) {
             Ok(account) => {
                 self.account = Some(account);
                 self.waiting = None;

@@ -172,6 +172,8 @@ pub fn environment(dirs: &Dirs, door: std::net::SocketAddr) -> Vec<(&'static str
         ("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", "true".to_owned()),
         ("CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK", "true".to_owned()),
         ("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", dirs.token().display().to_string()),
+        // Whose token that is: gcloud asks for a person's own things by this name.
+        ("CLOUDSDK_CORE_ACCOUNT", control::projects::ADMIN_DEFAULT.to_owned()),
         ("CLOUDSDK_RUN_REGION", "asia-northeast1".to_owned()),
         ("CLOUDSDK_COMPUTE_REGION", "asia-northeast1".to_owned()),
         ("CLOUDSDK_COMPUTE_ZONE", "asia-northeast1-b".to_owned()),

@@ -31,6 +31,7 @@ fn scopes(service: Service) -> (&'static [&'static str], &'static [&'static str]
             (&["https://www.googleapis.com/auth/logging.admin"], &["https://www.googleapis.com/auth/logging.read"])
         }
         Service::Dns => (&["https://www.googleapis.com/auth/ndev.clouddns.readwrite"], &[]),
+        Service::OsLogin => (&["https://www.googleapis.com/auth/compute"], &[]),
         Service::Run | Service::OrgPolicy | Service::Iap | Service::OAuth | Service::Accounts => (&[], &[]),
     }
 }

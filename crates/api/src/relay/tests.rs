@@ -120,8 +120,7 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect()
 }
 
-/// What the server writes before its first byte of payload: the session's id, or how much it has received.
-const GREETING: usize = 2 + 6 + SID_DIGITS;
+/// What the server writes to a client that comes back before its first byte of payload: how much it has received.
 const WELCOME_BACK: usize = 2 + 10;
 
 /// Sends `up` and expects `down`, over a connection that breaks when `cut_up` bytes of what the client writes have gone

@@ -80,7 +80,7 @@ fn a_vm_is_refused_for_what_it_cannot_be() {
             400,
             "duplicate key",
         ),
-        (json!({"metadata": {"items": [{"key": "enable-oslogin", "value": "TRUE"}]}}), 501, "enable-oslogin"),
+        (json!({"metadata": {"items": [{"key": "enable-oslogin-2fa", "value": "TRUE"}]}}), 501, "enable-oslogin-2fa"),
         (
             json!({"disks": [{"initializeParams": {"sourceImage": "projects/debian-cloud/global/images/none"}}]}),
             400,

@@ -6,6 +6,7 @@ mod audit;
 mod identity;
 mod logging;
 mod orgpolicy;
+mod oslogin;
 mod projects;
 mod run;
 mod scene;

@@ -11,7 +11,7 @@ use api::{
     error::{self, Dialect},
     gcp::{
         compute::Compute, crm::ResourceManager, iam::Iam, iam::IamCredentials, logging::Logging, oauth::OAuth,
-        orgpolicy::OrgPolicy, run::Run, serviceusage::ServiceUsage,
+        orgpolicy::OrgPolicy, oslogin::OsLogin, run::Run, serviceusage::ServiceUsage,
     },
     host::{self, ApiHost, Place, Service},
     reply::Content,
@@ -84,6 +84,7 @@ impl Scene {
             .with(Service::ServiceUsage, Arc::new(ServiceUsage { control: c(), mint: m() }))
             .with(Service::OAuth, Arc::new(OAuth { control: c(), mint: m() }))
             .with(Service::OrgPolicy, Arc::new(OrgPolicy { control: c(), mint: m() }))
+            .with(Service::OsLogin, Arc::new(OsLogin { control: c(), mint: m() }))
             .with(Service::Logging, Arc::new(Logging { control: c(), mint: m(), journal: journal.clone() }))
             .with(Service::Compute, Arc::new(Compute { control: c(), mint: m() }))
             .audited(Audit { control: c(), journal: journal.clone() });

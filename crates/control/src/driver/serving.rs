@@ -25,7 +25,7 @@ use crate::{
     kind::{Kind, Record},
     operation::{Operation, OperationState},
     ops::{Change, Control},
-    random, run,
+    os_login, random, run,
     tokens::Mint,
     world::{Holder, SeatRecord, World},
 };
@@ -189,6 +189,10 @@ impl Serving {
             FromGuest::Mint { ticket, seat, want } => {
                 let outcome = self.mint.for_seat(&control.read(), seat, &want, control.now());
                 Some(ToGuest::Minted { ticket, outcome })
+            }
+            FromGuest::Login { ticket, seat, question } => {
+                let answer = os_login::answer(&control.read(), seat, &question, control.now());
+                Some(ToGuest::Login { ticket, answer })
             }
             FromGuest::Applied(_) => None,
         }

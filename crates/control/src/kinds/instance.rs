@@ -23,6 +23,8 @@ const TAGS_MAX: usize = 64;
 const METADATA_VALUE_BYTES_MAX: usize = 256 << 10;
 const METADATA_BYTES_MAX: usize = 512 << 10;
 const METADATA_KEY_BYTES_MAX: usize = 128;
+/// OS Login with a second factor, security keys or certificates.
+const NOT_ASKED_FOR: [&str; 3] = ["enable-oslogin-2fa", "enable-oslogin-sk", "enable-oslogin-certificates"];
 
 impl Kind for Instance {
     const COLLECTION: &'static str = "instances";
@@ -169,9 +171,9 @@ pub fn check_metadata(items: &std::collections::BTreeMap<String, String>) -> Res
             let why = format!("The value of '{key}' is longer than {METADATA_VALUE_BYTES_MAX} bytes.");
             return Err(Fault::invalid_value("metadata.items.value", key, &why));
         }
-        // It would replace who may log in, and there is nothing to replace it with.
-        if key == "enable-oslogin" && value.eq_ignore_ascii_case("true") {
-            return Err(Fault::not_enforced("metadata.items[enable-oslogin]"));
+        // They ask for more than a key, and nothing here could.
+        if NOT_ASKED_FOR.contains(&key.as_str()) && value.eq_ignore_ascii_case("true") {
+            return Err(Fault::not_enforced(&format!("metadata.items[{key}]")));
         }
     }
     let total: usize = items.iter().map(|(key, value)| key.len() + value.len()).sum();

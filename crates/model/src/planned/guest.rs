@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::NetworkId, name::Link};
+use crate::{id::NetworkId, login::LoginProfile, name::Link};
 
 /// The router through which a workload asks. Inside it the first firewall rule ties interface and source address
 /// together, so router and source address name the workload.
@@ -99,6 +99,7 @@ pub enum ToGuest {
     Set(GuestItem),
     Unset(GuestKey),
     Minted { ticket: u64, outcome: Result<Minted, MintRefusal> },
+    Login { ticket: u64, answer: LoginAnswer },
     Mark(u64),
     Complete,
 }
@@ -107,6 +108,7 @@ pub enum ToGuest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromGuest {
     Mint { ticket: u64, seat: Seat, want: Want },
+    Login { ticket: u64, seat: Seat, question: LoginQuestion },
     Applied(u64),
 }
 
@@ -140,6 +142,26 @@ pub enum MintRefusal {
     NoAccount,
     /// The account is disabled or deleted.
     Unusable,
+}
+
+/// What the login of a VM asks about those who come through OS Login.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoginQuestion {
+    User {
+        username: String,
+    },
+    /// Whether the owner of a profile may log in, or become root too.
+    Admission {
+        profile: String,
+        admin: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoginAnswer {
+    /// Whoever may not log in is not known.
+    User(Option<Box<LoginProfile>>),
+    Admission(bool),
 }
 
 /// Host to guest: a frame with sockets beside it.
