@@ -273,6 +273,41 @@ impl<'j> Consumer<'j> {
     }
 }
 
+/// Who may connect to the producer's attachments.
+const CONSUMERS: &str = "compute.restrictPrivateServiceConnectConsumer";
+
+impl Journey {
+    /// Sets an organisation policy on the producer that keeps one consumer out.
+    #[track_caller]
+    pub fn forbid(&self, consumer: &str) {
+        const CRM: &str = "cloudresourcemanager.googleapis.com";
+        let organization = format!("/v1/{}", control::projects::ORGANIZATION);
+        let mut policy = self.say("POST", CRM, &format!("{organization}:getIamPolicy"), json!({}));
+        let admin = json!({"role": "roles/orgpolicy.policyAdmin", "members": ["user:admin@tombolo.local"]});
+        policy["bindings"].as_array_mut().expect("an owner").push(admin);
+        self.say("POST", CRM, &format!("{organization}:setIamPolicy"), json!({"policy": policy}));
+        journey::enable(&self.client(), PRODUCER, &["orgpolicy.googleapis.com"]).expect("an API that there is");
+        let name = format!("projects/{PRODUCER}/policies/{CONSUMERS}");
+        let rules = json!([{"values": {"deniedValues": [format!("under:projects/{consumer}")]}}]);
+        let policies = format!("/v2/projects/{PRODUCER}/policies");
+        self.say("POST", "orgpolicy.googleapis.com", &policies, json!({"name": name, "spec": {"rules": rules}}));
+    }
+
+    /// Takes the policy away.
+    #[track_caller]
+    pub fn forbid_nobody(&self) {
+        let policy = format!("/v2/projects/{PRODUCER}/policies/{CONSUMERS}");
+        self.say("DELETE", "orgpolicy.googleapis.com", &policy, json!({}));
+    }
+
+    #[track_caller]
+    fn say(&self, method: &str, host: &str, path: &str, body: Value) -> Value {
+        let answer = self.cloud.call(method, host, path, Some(body));
+        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
+        answer.body
+    }
+}
+
 impl<'j> Vm<'j> {
     pub fn find(cloud: &'j Cloud, project: &str, name: &str) -> Vm<'j> {
         Vm::find_in(cloud, project, ZONE, name)

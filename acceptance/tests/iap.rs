@@ -543,11 +543,13 @@ fn an_openssh_session_forwards_ports_outwards_follows_its_terminal_and_waits_for
     std::io::Read::read_to_end(&mut unread, &mut rest).unwrap();
     assert!(slow.wait().unwrap().success() && rest.len() == BYTES - 1, "{} bytes", rest.len());
 
-    // A VM that is stopped says no farewell; its sessions end all the same.
+    // A VM that is stopped says no farewell; its sessions end all the same, also one that still talks to it.
     let mut left = scene.ssh("ada", "ada", u64::MAX);
-    left.args(["-tt", "echo ready; sleep 1000"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    left.args(["echo ready; cat > /dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut left = left.spawn().unwrap();
     std::io::Read::read_exact(left.stdout.as_mut().unwrap(), &mut line).unwrap();
+    let mut talks = left.stdin.take().unwrap();
+    std::thread::spawn(move || while talks.write_all(&[0; 4_096]).is_ok() {});
     scene.cloud.compute("POST", &format!("projects/{P}/zones/{ZONE}/instances/{VM}/stop"), json!({}));
     let ended = until("the session ends", || left.try_wait().unwrap().ok_or_else(|| "it goes on".to_owned()));
     assert_eq!(ended.code(), Some(255));

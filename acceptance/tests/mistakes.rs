@@ -259,6 +259,13 @@ fn every_state_of_an_endpoint_says_what_holds_it_and_which_command_mends_that() 
     journey.change("rejects", &json!({"consumerAcceptLists": [entry(project, 1)], "consumerRejectLists": []}));
     ask("taken off the reject list, not reconsidered", &rejected, "endpoint-stays-rejected");
 
+    attach("forbidden", json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    journey.forbid(project);
+    let forbidden = consumer.endpoint("forbidden", "forbidden", None);
+    ask("an organisation policy forbids the consumer", &forbidden, "endpoint-forbidden-by-policy");
+    journey.forbid_nobody();
+    ask("the policy is gone, not reconsidered", &forbidden, "endpoint-stays-rejected");
+
     attach("taken-off", json!({"consumerAcceptLists": [entry(project, 10)], "reconcileConnections": true}));
     let taken_off = consumer.endpoint("taken-off", "taken-off", None);
     ask("still on the list", &taken_off, "reached");
@@ -283,6 +290,50 @@ fn every_state_of_an_endpoint_says_what_holds_it_and_which_command_mends_that() 
     journey.cloud.compute("POST", &rules, rule(project, "shut", shut));
     ask("the consumer's own firewall denies the endpoint", &right, "egress-firewall");
     ask("and no other", &first, "reached");
+}
+
+#[test]
+fn a_load_balancer_and_an_endpoint_are_reached_from_their_own_region_unless_access_is_global() {
+    let journey = journey();
+    let project = "regions-1";
+    let consumer = journey.other_consumer(project, "10.1.0.0/24");
+    let (near, far) = (consumer.vm("near", None), consumer.vm_abroad("us-west1-b", "far", "10.2.0.0/24"));
+    let client = journey.client();
+    let subnet = |of: &str, vpc: &str, name: &str, range: &str, purpose: &str| {
+        journey::create_subnet(&client, of, vpc, name, range, Some(purpose)).unwrap();
+    };
+    subnet(PRODUCER, "producer-vpc", "nat-regions", "10.0.96.0/28", "PRIVATE_SERVICE_CONNECT");
+    let nat = json!([subnet_link(PRODUCER, "nat-regions")]);
+    journey.attach("regions", &json!({"natSubnets": nat, "connectionPreference": "ACCEPT_AUTOMATIC"}));
+    let endpoint = consumer.endpoint("regions", "regions", None);
+
+    subnet(project, "consumer-vpc", "proxies", "10.5.0.0/24", "REGIONAL_MANAGED_PROXY");
+    let at = |path: &str| journey::link(project, &format!("regions/{REGION}/{path}"));
+    let make = |collection: &str, body: Value| journey.cloud.compute("POST", &regional(project, collection), body);
+    make("backendServices", json!({"name": "b", "loadBalancingScheme": "INTERNAL_MANAGED", "protocol": "HTTP"}));
+    make("urlMaps", json!({"name": "m", "defaultService": at("backendServices/b")}));
+    make("targetHttpProxies", json!({"name": "p", "urlMap": at("urlMaps/m")}));
+    let front = |name: &str, global: bool| {
+        make(
+            "forwardingRules",
+            json!({
+                "name": name, "loadBalancingScheme": "INTERNAL_MANAGED", "portRange": "80",
+                "network": journey::link(project, "global/networks/consumer-vpc"), "allowGlobalAccess": global,
+                "subnetwork": subnet_link(project, "consumer-subnet"), "target": at("targetHttpProxies/p"),
+            }),
+        );
+        let rule = journey.cloud.get(&regional(project, &format!("forwardingRules/{name}")));
+        rule["IPAddress"].as_str().unwrap().to_owned()
+    };
+    let (regional, global) = (front("regional", false), front("global", true));
+    for (what, to, from_far) in [
+        ("an endpoint", &endpoint, "other-region"),
+        ("a load balancer", &regional, "other-region"),
+        ("a load balancer with global access", &global, "reached"),
+    ] {
+        packet(&journey, &near, what, to, "reached");
+        packet(&journey, &far, what, to, from_far);
+    }
 }
 
 /// A service of the producer that is there when this returns, ready or not.

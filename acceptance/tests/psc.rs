@@ -9,9 +9,6 @@ use tombolo::journey::{self, CONSUMER, PRODUCER, REGION};
 
 static JOURNEY: Shared<Journey> = Shared::new();
 
-const CRM: &str = "cloudresourcemanager.googleapis.com";
-const ORG_POLICY: &str = "orgpolicy.googleapis.com";
-
 const ACCEPTED: &str = "ACCEPTED";
 const PENDING: &str = "PENDING";
 const REJECTED: &str = "REJECTED";
@@ -216,16 +213,7 @@ fn a_producers_organisation_policy_rejects_new_connections_and_cuts_none_until_t
     let mut open = scene.vm.connect(&before, &scene.token);
     assert_eq!(open.hear(), "open");
 
-    let organization = format!("/v1/{}", control::projects::ORGANIZATION);
-    let mut policy = call(&journey, "POST", CRM, &format!("{organization}:getIamPolicy"), json!({}));
-    let admin = json!({"role": "roles/orgpolicy.policyAdmin", "members": ["user:admin@tombolo.local"]});
-    policy["bindings"].as_array_mut().expect("an owner").push(admin);
-    call(&journey, "POST", CRM, &format!("{organization}:setIamPolicy"), json!({"policy": policy}));
-    journey::enable(&journey.client(), PRODUCER, &["orgpolicy.googleapis.com"]).unwrap();
-    let policies = format!("/v2/projects/{PRODUCER}/policies");
-    let name = format!("projects/{PRODUCER}/policies/compute.restrictPrivateServiceConnectConsumer");
-    let rules = json!([{"values": {"deniedValues": [format!("under:projects/{}", scene.consumer.project)]}}]);
-    call(&journey, "POST", ORG_POLICY, &policies, json!({"name": name, "spec": {"rules": rules}}));
+    journey.forbid(&scene.consumer.project);
 
     assert_eq!(scene.consumer.status("before", "att-forbidden"), ACCEPTED, "not retroactive");
     assert!(open.ask("/headers").starts_with("HTTP/1.1 200"), "the open connection lives");
@@ -239,7 +227,7 @@ fn a_producers_organisation_policy_rejects_new_connections_and_cuts_none_until_t
     journey.change("att-forbidden", &json!({"reconcileConnections": true}));
     assert_eq!(scene.consumer.status("before", "att-forbidden"), REJECTED, "decided anew");
     scene.prove(&before, REJECTED, "reconciled under the policy");
-    call(&journey, "DELETE", ORG_POLICY, &format!("/v2/{name}"), json!({}));
+    journey.forbid_nobody();
     journey.change("att-forbidden", &json!({"description": "decided anew without the policy"}));
     for (endpoint, address) in [("before", &before), ("after", &after)] {
         assert_eq!(scene.consumer.status(endpoint, "att-forbidden"), ACCEPTED, "{endpoint}");
@@ -366,12 +354,6 @@ fn merged(one: &Value, other: &Value) -> Value {
 }
 
 #[track_caller]
-fn call(journey: &Journey, method: &str, host: &str, path: &str, body: Value) -> Value {
-    let answer = journey.cloud.call(method, host, path, Some(body));
-    assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
-    answer.body
-}
-
 fn delete_attachment(journey: &Journey, name: &str) {
     journey.cloud.compute("DELETE", &regional(PRODUCER, &format!("serviceAttachments/{name}")), json!({}));
 }

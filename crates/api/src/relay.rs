@@ -134,6 +134,11 @@ impl Relay {
         }
     }
 
+    /// Ends the tunnels to VMs that are no more: such a VM says no farewell, and what is sent to it is never refused.
+    pub fn leave(&self, is_there: impl Fn(&Link) -> bool) {
+        self.tunnels().retain(|_, entry| is_there(&entry.owner.instance));
+    }
+
     /// Makes room by ending the tunnel that has been cut off for longest. False when all are in use.
     fn enter(&self, sid: &str, entry: Entry) -> bool {
         let mut tunnels = self.tunnels();
@@ -284,10 +289,10 @@ impl Tunnel {
                     self.end_of_vm(Close::WRITE_FAILED)
                 }
                 Event::Came(Some(coming)) => self.admit(coming),
-                // Its entry made room for another tunnel.
-                Event::Came(None) => false,
+                // Its entry is gone: it made room for another tunnel, or the VM is no more.
+                Event::Came(None) => self.give_up(Close::READ_FAILED),
                 Event::Expired => self.ask_again(),
-                Event::Late => self.late(),
+                Event::Late => self.give_up(Close::NORMAL),
             };
             if !goes_on {
                 break;
@@ -404,11 +409,11 @@ impl Tunnel {
         self.lose_client()
     }
 
-    fn late(&mut self) -> bool {
+    fn give_up(&mut self, why: Close) -> bool {
         if let Some(line) = &mut self.line
             && !line.closing
         {
-            line.close(Close::NORMAL);
+            line.close(why);
         }
         false
     }

@@ -4,13 +4,14 @@
 //! VPC's firewall like any other ingress. The credential is looked at before the WebSocket is agreed on; everything
 //! else is said over it, as a close code. Source: IAP, "TCP forwarding"; the codes and texts of the stock client.
 
-use std::{io, sync::Arc};
+use std::{convert::Infallible, io, sync::Arc};
 
 use control::{
     kinds::instance::workload,
     ops::{Caller, Control},
     policies,
     tokens::Mint,
+    world::World,
 };
 use model::{
     fault::Fault,
@@ -73,6 +74,30 @@ impl Tunnels for Iap {
             _ => Err(error::unknown_method()),
         }
     }
+}
+
+impl Iap {
+    /// Ends tunnels to VMs that were switched off or deleted, for as long as the cloud lives.
+    pub fn tend(&self) -> impl Future<Output = Infallible> + Send + use<> {
+        let (control, relay) = (self.control.clone(), self.relay.clone());
+        async move {
+            loop {
+                let finished = control.finished.notified();
+                tokio::pin!(finished);
+                // From here on it hears every bell, so that none rings between a look and the wait.
+                finished.as_mut().enable();
+                {
+                    let world = control.read();
+                    relay.leave(|instance| is_on(&world, instance));
+                }
+                finished.await;
+            }
+        }
+    }
+}
+
+fn is_on(world: &World, instance: &Link) -> bool {
+    world.get::<Instance>(instance).is_some_and(|vm| vm.spec.wanted == Power::On)
 }
 
 /// What a tunnel is asked to lead to.
@@ -159,8 +184,5 @@ fn readmit(control: &Control, who: &Principal, instance: &Link) -> Result<(), Cl
     if !policies::holds(&world, who, PERMISSION, &instance.to_string()) {
         return Err(Close::NOT_AUTHORIZED);
     }
-    match world.get::<Instance>(instance) {
-        Some(vm) if vm.spec.wanted == Power::On => Ok(()),
-        Some(_) | None => Err(Close::LOOKUP_FAILED_ON_RECONNECT),
-    }
+    if is_on(&world, instance) { Ok(()) } else { Err(Close::LOOKUP_FAILED_ON_RECONNECT) }
 }

@@ -1,6 +1,9 @@
 //! Tunnels over streams in memory, with a VM that is a socket on loopback.
 
-use model::name::{Scope, Zone};
+use model::{
+    limits::IAP_UNACKED_BYTES_MAX,
+    name::{Scope, Zone},
+};
 use tokio::{
     io::{AsyncReadExt, DuplexStream, duplex},
     net::TcpListener,
@@ -246,6 +249,27 @@ async fn the_end_of_the_vm_has_the_code_of_how_it_ended() {
     vm.set_zero_linger().unwrap();
     drop(vm);
     assert_eq!(closed(&mut client).await, Close::READ_FAILED.code, "reset");
+
+    // Once the client confirms nothing, the VM is not read from any more, and a reset is met by what is written.
+    let (mut client, _, mut vm) = open(&relay).await;
+    let talking = tokio::spawn(async move {
+        let _ = vm.write_all(&vec![0; IAP_UNACKED_BYTES_MAX]).await;
+        vm
+    });
+    let mut came = 0;
+    while came < IAP_UNACKED_BYTES_MAX {
+        came += message(&mut client).await.unwrap().len() - 6;
+    }
+    let vm = talking.await.unwrap();
+    vm.set_zero_linger().unwrap();
+    drop(vm);
+    client.write_all(&websocket::tests::masked(0x82, &frame::data(b"anybody there?"))).await.unwrap();
+    assert_eq!(closed(&mut client).await, Close::WRITE_FAILED.code, "reset while it is written to");
+
+    let (mut client, sid, _vm) = open(&relay).await;
+    relay.leave(|_| false);
+    assert_eq!(closed(&mut client).await, Close::READ_FAILED.code, "switched off");
+    assert_eq!(relay.owner(&sid), None);
 }
 
 #[tokio::test]

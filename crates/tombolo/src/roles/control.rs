@@ -117,6 +117,7 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
         dial: Arc::new(ToVms(dirs.socket(host::agent::DIAL_SOCKET))),
         relay: Arc::default(),
     };
+    tokio::spawn(tunnels.tend());
     let rooms = Rooms {
         router: api::gcp::router(control.clone(), mint.clone(), journal),
         tunnels: Arc::new(tunnels),
