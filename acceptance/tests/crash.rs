@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use acceptance::{
     Cloud, REGION,
-    journey::{ATTACHMENT, Consumer, Journey, Vm, regional},
+    journey::{ATTACHMENT, Consumer, Journey, Vm, client, regional},
     signal, until,
 };
 use host::{
@@ -303,6 +303,40 @@ fn a_cloud_that_was_taken_down_comes_up_with_all_its_resources_and_works() {
     assert_eq!(vm.status(URL, &token), 200, "with the token of before");
     let fresh = vm.id_token(&url);
     assert_eq!(vm.status(URL, &fresh), 200, "with a new token");
+    cloud.kernel_equals_plan();
+    cloud.forget();
+}
+
+/// Nobody moves the kernel, so what is begun stays begun. Then everything dies.
+#[test]
+fn an_operation_that_was_begun_before_a_restart_is_polled_to_its_end_after_it() {
+    let cloud = Cloud::kept();
+    let name = cloud.name.clone();
+    tombolo::journey::create_project(&client(&cloud), CONSUMER).unwrap();
+    tombolo::journey::enable(&client(&cloud), CONSUMER, &["compute.googleapis.com"]).unwrap();
+    let held = cloud.hold_supervisor();
+    cloud.kill("host");
+    let global = |cloud: &Cloud, method: &str, path: &str, body: Option<Value>| {
+        let path = format!("/compute/v1/projects/{CONSUMER}/global/{path}");
+        cloud.call(method, "compute.googleapis.com", &path, body).body
+    };
+    let network = json!({"name": "n", "autoCreateSubnetworks": false});
+    let begun = global(&cloud, "POST", "networks", Some(network));
+    let operation = format!("operations/{}", begun["name"].as_str().unwrap());
+    assert_eq!(begun["status"], "RUNNING");
+    assert_eq!(global(&cloud, "GET", &operation, None)["status"], "RUNNING");
+    signal("-9", i32::try_from(cloud.supervisor()).expect("a pid"));
+    until("the end of control", || match cloud.pids("control").as_slice() {
+        [] => Ok(()),
+        pids => Err(format!("{pids:?}")),
+    });
+    drop(held);
+    drop(cloud);
+    let cloud = Cloud::start(&name, false, &[]);
+    let done = global(&cloud, "POST", &format!("{operation}/wait"), None);
+    assert_eq!((&done["status"], &done["id"], &done["error"]), (&json!("DONE"), &begun["id"], &Value::Null));
+    assert_eq!(global(&cloud, "GET", &operation, None), done);
+    assert_eq!(global(&cloud, "GET", "networks/n", None)["id"], begun["targetId"]);
     cloud.kernel_equals_plan();
     cloud.forget();
 }

@@ -109,10 +109,12 @@ impl Authority {
     pub fn server_config(&self, host: &str, now: Timestamp) -> Result<Arc<ServerConfig>, TlsError> {
         {
             let leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((minted, config)) = leaves.by_name.get(host) {
-                if now.since(*minted) < LEAF_RENEW {
-                    return Ok(config.clone());
-                }
+            // One from the future was minted by a clock that has been set back: nobody would take it yet.
+            if let Some((minted, config)) = leaves.by_name.get(host)
+                && *minted <= now
+                && now.since(*minted) < LEAF_RENEW
+            {
+                return Ok(config.clone());
             }
         }
         let config = Arc::new(self.mint(host, now)?);
@@ -154,10 +156,10 @@ impl Leaves {
             self.order.retain(|name| name != host);
         }
         self.order.push_back(host.to_owned());
-        if self.order.len() > DOOR_LEAVES_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.by_name.remove(&oldest);
-            }
+        if self.order.len() > DOOR_LEAVES_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_name.remove(&oldest);
         }
     }
 }
@@ -241,6 +243,8 @@ mod tests {
         let first = authority.server_config("a.run.app", now).unwrap();
         assert!(Arc::ptr_eq(&first, &authority.server_config("a.run.app", now.plus(LEAF_RENEW / 2)).unwrap()));
         assert!(!Arc::ptr_eq(&first, &authority.server_config("a.run.app", now.plus(LEAF_RENEW)).unwrap()));
+        let renewed = authority.server_config("a.run.app", now.plus(LEAF_RENEW)).unwrap();
+        assert!(!Arc::ptr_eq(&renewed, &authority.server_config("a.run.app", now).unwrap()), "the clock was set back");
         for n in 0..DOOR_LEAVES_MAX {
             authority.server_config(&format!("n{n}.run.app"), now).unwrap();
         }

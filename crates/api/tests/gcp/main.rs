@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod audit;
+mod clock;
 mod identity;
 mod logging;
 mod orgpolicy;
