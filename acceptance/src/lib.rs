@@ -3,6 +3,8 @@
 //! The cloud is on a leash: when the test ends, also by a panic or by `kill -9`, its standard input closes and it takes
 //! itself down. Start with [`Cloud::up`].
 
+#![allow(clippy::unwrap_used)]
+
 pub mod journey;
 pub mod line;
 pub mod tunnel;

@@ -1,6 +1,8 @@
 //! `kill -9` of each process in the worst moments: what was acknowledged stays, what was open stays open as far as the
 //! process that died did not carry it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{net::Ipv4Addr, time::Duration};
 
 use acceptance::{

@@ -1,5 +1,7 @@
 //! Who one is, by every credential that people use: key files, tokens in files, consent, impersonation.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     process::{Command, Stdio},

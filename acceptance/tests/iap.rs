@@ -1,5 +1,7 @@
 //! VMs without an external address are reached through the Identity-Aware Proxy, with the tools that people have.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::Write,
     path::{Path, PathBuf},

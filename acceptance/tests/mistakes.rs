@@ -74,7 +74,8 @@ fn every_mistake_in_a_firewall_is_named_by_its_rule() {
         fields
     };
     let ok = || ("ok", allow(json!({})));
-    let cases: Vec<(&str, Vec<(&str, Value)>, &str, &str)> = vec![
+    type Rules = Vec<(&'static str, Value)>;
+    let cases: Vec<(&str, Rules, &str, &str)> = vec![
         ("nothing allows it", vec![], db_at, "implied-deny"),
         ("no mistake", vec![ok()], db_at, "reached"),
         ("the VM by its name", vec![ok()], "db:5432", "reached"),

@@ -1,5 +1,7 @@
 //! Private Service Connect: what each state of a connection means for packets, on a cloud that all tests here share.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use acceptance::journey::{Consumer, Journey, Shared, Vm, regional, subnet_link};

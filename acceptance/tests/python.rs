@@ -1,5 +1,7 @@
 //! Google's own Python libraries from outside, through the public door: no `gcloud`, nothing of ours between.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     path::PathBuf,
     process::{Command, Stdio},

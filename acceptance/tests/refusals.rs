@@ -1,5 +1,7 @@
 //! Who is refused, where and how: at the service, from outside, and at the APIs.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     path::Path,
     sync::Arc,

@@ -18,12 +18,11 @@ const ENDPOINT: &str = "10.1.0.5";
 /// How often each process is killed.
 const DEATHS: u32 = 4;
 
+/// Writes until it is told to stop.
+type Writer<'a> = dyn Fn(&AtomicBool) -> Vec<String> + Sync + 'a;
+
 /// Kills the process again and again while `write` is called; returns the names that should be there afterwards.
-fn while_dying(
-    cloud: &Cloud,
-    role: &str,
-    writers: &[&(dyn Fn(&AtomicBool) -> Vec<String> + Sync)],
-) -> Vec<Vec<String>> {
+fn while_dying(cloud: &Cloud, role: &str, writers: &[&Writer<'_>]) -> Vec<Vec<String>> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let writing: Vec<_> = writers.iter().map(|write| scope.spawn(|| write(&over))).collect();

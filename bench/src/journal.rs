@@ -81,7 +81,7 @@ fn request(service: &ServiceKey, n: u32) -> RequestRecord {
         method: "GET".to_owned(),
         url: format!("http://10.1.0.5/items/{n}?page=1"),
         protocol: "HTTP/1.1".to_owned(),
-        status: if n % 50 == 0 { 500 } else { 200 },
+        status: if n.is_multiple_of(50) { 500 } else { 200 },
         request_bytes: 300,
         response_bytes: 1_200,
         user_agent: Some("curl/8.5.0".to_owned()),

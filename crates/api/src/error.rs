@@ -236,7 +236,7 @@ pub enum Family {
     Dns,
 }
 
-/// 403. `resource` is written as the family writes it, for instance `projects/p/global/networks/n` for Compute and
+/// A 403. `resource` is written as the family writes it, for instance `projects/p/global/networks/n` for Compute and
 /// `namespaces/p/services/s` for Run v1.
 ///
 /// A caller without the permission gets this whether or not the resource exists.

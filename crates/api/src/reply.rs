@@ -77,10 +77,8 @@ impl Format {
     /// 400 for a form we do not speak (`alt=proto`, `alt=media`) or a field selection that is none.
     pub fn parse(query: &Query) -> Result<Format, Fault> {
         // Enum values go out as names either way: every reader of `enum-encoding=int` takes names too.
-        if let Some(alt) = query.get("alt") {
-            if alt.split(';').next() != Some("json") {
-                return Err(invalid_parameter(format!("Invalid value '{alt}' for alt: only json is supported.")));
-            }
+        if let Some(alt) = query.get("alt").filter(|alt| alt.split(';').next() != Some("json")) {
+            return Err(invalid_parameter(format!("Invalid value '{alt}' for alt: only json is supported.")));
         }
         let mask = query.get("fields").filter(|text| !text.is_empty()).map(Mask::parse).transpose()?;
         Ok(Format { compact: query.flag("prettyPrint")? == Some(false), mask })

@@ -1,5 +1,7 @@
 //! The door over real loopback sockets: what clients see, what hostile ones see, and that nothing leaves.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     net::SocketAddr,
     path::PathBuf,

@@ -1,5 +1,7 @@
 //! Many tunnels at once, in a process of their own, so that its memory is theirs.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::{Arc, OnceLock};
 
 use api::relay::{Client, Owner, Relay};

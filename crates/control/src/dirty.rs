@@ -58,7 +58,7 @@ pub struct Members {
 
 impl Dirty {
     /// How many keys there are to plan, unless it is everything.
-    pub fn len(&self) -> usize {
+    pub fn keys(&self) -> usize {
         let members = |m: &Members| {
             usize::from(m.whole)
                 + usize::from(m.settings)

@@ -1,6 +1,8 @@
 //! What stock clients find at 169.254.169.254, and what nobody can find there. Source of the forms: the metadata server
 //! of Compute Engine and of Cloud Run.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use std::{sync::Arc, time::Duration};

@@ -1,5 +1,7 @@
 //! The resolver over real sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use std::net::Ipv4Addr;

@@ -462,7 +462,7 @@ impl<S: Sandboxes> Agent<S> {
 /// Listens at the path, in the place of whoever listened there before.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => UnixListener::bind(path),
     }
 }

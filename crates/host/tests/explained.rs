@@ -1,5 +1,7 @@
 //! What a plan means, as people read it. `TOMBOLO_GOLDEN=accept` rewrites the expectations; the diff is the review.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{collections::BTreeMap, env, fs, path::PathBuf};
 
 use host::net::{fabric, text, vpc};

@@ -1,5 +1,7 @@
 //! A plan that was changed step by step means the same as one that was read at once, and a step costs what it changes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use host::net::{

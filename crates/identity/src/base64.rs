@@ -79,7 +79,7 @@ pub fn decode(form: Form, text: &str) -> Option<Vec<u8>> {
 
 fn unpad(text: &str) -> Option<&[u8]> {
     let bytes = text.as_bytes();
-    if bytes.len() % 4 != 0 {
+    if !bytes.len().is_multiple_of(4) {
         return None;
     }
     Some(bytes.strip_suffix(b"==").or_else(|| bytes.strip_suffix(b"=")).unwrap_or(bytes))

@@ -1,5 +1,7 @@
 //! What a service account's own key can and cannot obtain.
 
+#![allow(clippy::unwrap_used)]
+
 use identity::{
     assertion::{Assertion, CredentialsFile, Grant, GrantError, verify_assertion},
     keys::SigningKey,

@@ -1,6 +1,8 @@
 //! The host process from outside: what control says and hears, what proxy and guest are handed, and what a second host
 //! process finds when the first is gone. Workloads are plain network namespaces here.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,

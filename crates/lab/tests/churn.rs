@@ -1,5 +1,7 @@
 //! Any plan may follow any other, and a restart may come in between: the kernel equals the last one each time.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,

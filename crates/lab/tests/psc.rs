@@ -1,6 +1,8 @@
 //! Private Service Connect with real packets. Consumer and producer use the same ranges everywhere, and the consumer
 //! owns VMs with the VIP's and the NAT address, so that any leak finds somebody at home.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, SocketAddrV4},

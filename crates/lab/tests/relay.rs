@@ -1,5 +1,7 @@
 //! Tunnels of the Identity-Aware Proxy enter a VPC as packets like any other, from addresses that nobody else has.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeMap,
     io,

@@ -1,5 +1,7 @@
 //! What a VPC's router lets through, and what the fabric does.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},

@@ -1,5 +1,7 @@
 //! The trace of a connection's packets: which rules they met, where they were translated, where they died.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use host::{

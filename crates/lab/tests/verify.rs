@@ -1,6 +1,8 @@
 //! Comparing the kernel with the plans: nothing differs after the hands have done their work, and whatever somebody else
 //! changes is told.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use host::{

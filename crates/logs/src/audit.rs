@@ -99,7 +99,9 @@ impl Call {
                 "destinationAttributes": {},
             })
         });
-        metadata.map(|metadata| put("requestMetadata", metadata));
+        if let Some(metadata) = metadata {
+            put("requestMetadata", metadata);
+        }
         put("serviceName", json!(self.service));
         put("methodName", json!(self.method));
         put("authorizationInfo", self.permissions.iter().map(Checked::to_json).collect());

@@ -1,5 +1,7 @@
 //! Images from files: what is loaded, how it runs, and what is refused. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use std::{

@@ -1,5 +1,7 @@
 //! What the inside of a sandbox may and may not do. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use std::{

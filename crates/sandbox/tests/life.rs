@@ -1,5 +1,7 @@
 //! Birth, commands and death of sandboxes, on the real kernel. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use std::{

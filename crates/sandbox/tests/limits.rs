@@ -1,5 +1,7 @@
 //! Limits of memory, processes and CPU, as the kernel keeps them. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use model::planned::host::{Process, SandboxEvent};

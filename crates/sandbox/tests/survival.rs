@@ -1,5 +1,7 @@
 //! Who outlives whom. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod scene;
 
 use std::{fs, sync::mpsc, time::Duration};

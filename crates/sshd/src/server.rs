@@ -91,7 +91,7 @@ impl Login {
         match attributes.admit(user, key, now()) {
             Ok(admitted) => admitted.then(|| Wanted { name: user.to_owned(), uid: None, sudoer: true }),
             Err(OsLogin) => match metadata::person(user).await {
-                Ok(person) => person.admits(user, key, now()).then(|| Wanted {
+                Ok(person) => person.admits(user, key, now()).then_some(Wanted {
                     name: person.username,
                     uid: Some(person.uid),
                     sudoer: person.admin,

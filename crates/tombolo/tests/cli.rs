@@ -1,5 +1,7 @@
 //! What the command line says before any cloud exists.
 
+#![allow(clippy::unwrap_used)]
+
 use std::process::{Command, Output};
 
 fn tombolo(args: &[&str]) -> Output {

@@ -287,7 +287,7 @@ mod tests {
                 {
                     // The connection breaks with this message on its way: sometimes it still arrives, sometimes not.
                     messages += 1;
-                    if messages == cut_after && cut_after % 2 == 0 {
+                    if messages == cut_after && cut_after.is_multiple_of(2) {
                         break;
                     }
                     client.hear(say);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use control::{ops::Txn, world::World};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -204,7 +205,11 @@ fn nat_addresses_run_out_and_come_back_after_quarantine() {
     cloud.delete(&format!("consumer-1/regions/{R}/forwardingRules/e2"));
     assert_eq!(status(&cloud, "consumer-1", "e5"), "NEEDS_ATTENTION");
     let relieve = || {
-        cloud.control.commit(|world, txn| Ok(control::kinds::service_attachment::relieve(world, txn))).unwrap();
+        let relieve = |world: &World, txn: &mut Txn| {
+            control::kinds::service_attachment::relieve(world, txn);
+            Ok(())
+        };
+        cloud.control.commit(relieve).unwrap();
     };
     relieve();
     assert_eq!(status(&cloud, "consumer-1", "e5"), "NEEDS_ATTENTION");

@@ -429,20 +429,21 @@ async fn the_invoker_is_granted_on_the_global_host_and_the_proxy_learns_it() {
     let body = json!({"policy": {"bindings": [{"members": [member], "role": "roles/run.invoker"}], "etag": read["etag"], "version": 3}});
     let set = scene.post(&format!("{GLOBAL}:setIamPolicy"), body).await.ok();
     assert_eq!(set["bindings"], json!([{"role": "roles/run.invoker", "members": [member]}]));
-    let world = scene.control.read();
-    let record = world.services.values().next().unwrap();
-    let edge = control::run::plan::service(&world, record).unwrap();
-    let email = format!("{number}-compute@developer.gserviceaccount.com");
-    assert_eq!(edge.invokers.accounts.get(&world.accounts[&email].unique_id), Some(&email));
-    assert!(!edge.invokers.everyone);
-    let hash = &world.project("producer-1").unwrap().url_hash;
-    for url in [
-        format!("https://hello-service-{hash}-an.a.run.app"),
-        format!("https://hello-service-{number}.asia-northeast1.run.app/"),
-    ] {
-        assert!(edge.audiences.contains(&url), "{url}");
+    {
+        let world = scene.control.read();
+        let record = world.services.values().next().unwrap();
+        let edge = control::run::plan::service(&world, record).unwrap();
+        let email = format!("{number}-compute@developer.gserviceaccount.com");
+        assert_eq!(edge.invokers.accounts.get(&world.accounts[&email].unique_id), Some(&email));
+        assert!(!edge.invokers.everyone);
+        let hash = &world.project("producer-1").unwrap().url_hash;
+        for url in [
+            format!("https://hello-service-{hash}-an.a.run.app"),
+            format!("https://hello-service-{number}.asia-northeast1.run.app/"),
+        ] {
+            assert!(edge.audiences.contains(&url), "{url}");
+        }
     }
-    drop(world);
     let tested = scene
         .post(&format!("{GLOBAL}:testIamPermissions"), json!({"permissions": ["run.services.setIamPolicy"]}))
         .await
@@ -475,11 +476,12 @@ async fn traffic_is_split_pinned_and_tagged() {
         shown["status"]["traffic"],
         json!([{"revisionName": first, "percent": 100}, {"revisionName": "hello-service-two", "tag": "canary", "url": tag_url}])
     );
-    let world = scene.control.read();
-    let edge = control::run::plan::service(&world, world.services.values().next().unwrap()).unwrap();
-    assert!(edge.audiences.contains(&tag_url));
-    assert_eq!(edge.traffic[1].tag.as_deref(), Some("canary"));
-    drop(world);
+    {
+        let world = scene.control.read();
+        let edge = control::run::plan::service(&world, world.services.values().next().unwrap()).unwrap();
+        assert!(edge.audiences.contains(&tag_url));
+        assert_eq!(edge.traffic[1].tag.as_deref(), Some("canary"));
+    }
     // The name of a revision is taken for good, unless nothing changed.
     let mut again = shown.clone();
     container(&mut again)["args"] = json!(["x"]);

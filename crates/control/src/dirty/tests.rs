@@ -261,7 +261,7 @@ fn an_endpoint_or_a_vm_more_or_less_is_as_many_plans_however_many_there_are() {
     let cost = |change: &dyn Fn()| {
         drop(market.scene.control.look());
         change();
-        market.scene.control.look().1.dirty.len()
+        market.scene.control.look().1.dirty.keys()
     };
     let mut costs = Vec::new();
     for n in 0..300 {

@@ -87,7 +87,7 @@ impl Printed {
     fn say(&mut self, word: Word) {
         // A thread that is gone reads nothing more; a full socket has rung already.
         if self.words.send(word).is_ok() {
-            self.bell.write(&[0]).ok();
+            let _ = self.bell.write_all(&[0]);
         }
     }
 }
