@@ -29,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("handshake", tunnels::handshake),
     ("ssh-keys", metadata::keys),
     ("ssh-accounts", metadata::accounts),
+    ("sftp", metadata::sftp),
     ("metadata", metadata::metadata),
     ("dns", packets::dns),
     ("netlink", packets::netlink),

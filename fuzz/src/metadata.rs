@@ -10,7 +10,10 @@ use model::{
 };
 use russh::keys::PublicKey;
 use serde_json::json;
-use sshd::{accounts, keys};
+use sshd::{
+    accounts, keys,
+    sftp::packet::{Packet, Request as Asked},
+};
 
 /// The key of every line that would count.
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
@@ -31,6 +34,22 @@ pub(crate) fn accounts(input: &[u8]) {
     if accounts::is_name(name) {
         assert!(!name.contains([':', '/', '\n', '\0', ' ']) && name != "." && name != "..", "{name:?}");
     }
+}
+
+/// A packet of a client that transfers files: what is read of it is in it, and with its last byte gone it is less.
+pub(crate) fn sftp(input: &[u8]) {
+    let len = |packet: &Packet<'_>| match packet {
+        Packet::Request(_, Ok(Asked::Write { data, .. })) => data.len(),
+        Packet::Request(_, Ok(Asked::Rename { from, to, .. } | Asked::HardLink { from, to })) => {
+            from.as_os_str().len() + to.as_os_str().len()
+        }
+        Packet::Request(_, Ok(Asked::Stat { path, .. } | Asked::Open { path, .. })) => path.as_os_str().len(),
+        Packet::Init | Packet::Request(..) => 0,
+    };
+    let packet = Packet::read(input);
+    assert!(len(&packet) <= input.len());
+    let cut = Packet::read(&input[..input.len().saturating_sub(1)]);
+    assert!(len(&cut) <= len(&packet), "{cut:?} is more than {packet:?}");
 }
 
 /// A request to 169.254.169.254: `METHOD PATH`, then lines `name: value`.

@@ -19,11 +19,15 @@ const NAMES: [&str; 3] = ["hello", "job", "init"];
 /// Reference (without tag) of the image with a server, and of the one with a job.
 pub const HELLO: &str = "us-docker.pkg.dev/cloudrun/container/hello";
 pub const JOB: &str = "us-docker.pkg.dev/cloudrun/container/job";
+/// Where the server was before, and where much that is written about Cloud Run still finds it.
+const HELLO_BEFORE: &str = "gcr.io/cloudrun/hello";
 
 /// The built-in images by reference. Their layer is there once [`install`] has been called.
 pub fn images() -> Vec<(String, ImageConfig)> {
     let layer = layer_digest();
-    [(HELLO, "/hello"), (JOB, "/job")].map(|(image, program)| (image.to_owned(), config(program, &layer))).into()
+    [(HELLO, "/hello"), (HELLO_BEFORE, "/hello"), (JOB, "/job")]
+        .map(|(image, program)| (image.to_owned(), config(program, &layer)))
+        .into()
 }
 
 /// Unpacks the built-in layer when it is not there yet, and returns [`images`].

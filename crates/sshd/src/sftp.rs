@@ -4,7 +4,7 @@
 //! Source: draft-ietf-secsh-filexfer-02; OpenSSH's PROTOCOL file for its extensions and the order of SYMLINK's paths.
 //! Start with [`run`], then [`Server::answer`].
 
-mod packet;
+pub mod packet;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use std::{
 use model::limits::{SFTP_HANDLES_MAX, SFTP_PACKET_BYTES_MAX};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
-use self::packet::{Attributes, Packet, Reply, Short};
+use self::packet::{Attributes, Packet, Reply, Request, Unread};
 
 /// Most bytes of one answer to READ: a packet with its head must stay under what clients take.
 const READ_MAX: usize = SFTP_PACKET_BYTES_MAX - 1_024;
@@ -88,22 +88,24 @@ impl From<rustix::io::Errno> for Trouble {
     }
 }
 
-impl From<Short> for Trouble {
-    fn from(_: Short) -> Trouble {
-        Trouble::Code(BAD_MESSAGE, "cut short")
+impl From<Unread> for Trouble {
+    fn from(why: Unread) -> Trouble {
+        match why {
+            Unread::Short => Trouble::Code(BAD_MESSAGE, "cut short"),
+            Unread::NoSuchRequest => Trouble::Code(UNSUPPORTED, "no such request"),
+            Unread::NoSuchExtension => Trouble::Code(UNSUPPORTED, "no such extension"),
+        }
     }
 }
 
 impl Server {
     /// The whole answer to one packet, its length included.
     fn answer(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut packet = Packet::new(bytes);
-        let Ok(kind) = packet.byte() else { return Reply::status(0, BAD_MESSAGE, "an empty packet") };
-        if kind == packet::INIT {
-            return Reply::version();
-        }
-        let Ok(id) = packet.u32() else { return Reply::status(0, BAD_MESSAGE, "no id") };
-        match self.obey(kind, id, &mut packet) {
+        let (id, request) = match Packet::read(bytes) {
+            Packet::Init => return Reply::version(),
+            Packet::Request(id, request) => (id, request),
+        };
+        match request.map_err(Trouble::from).and_then(|request| self.obey(id, request)) {
             Ok(reply) => reply,
             Err(Trouble::Code(code, why)) => Reply::status(id, code, why),
             Err(Trouble::Io(error)) => {
@@ -118,43 +120,34 @@ impl Server {
         }
     }
 
-    fn obey(&mut self, kind: u8, id: u32, packet: &mut Packet<'_>) -> Result<Vec<u8>, Trouble> {
-        match kind {
-            packet::OPEN => {
-                let (path, flags, attributes) = (packet.path()?, packet.u32()?, packet.attributes()?);
+    fn obey(&mut self, id: u32, request: Request<'_>) -> Result<Vec<u8>, Trouble> {
+        match request {
+            Request::Open { path, flags, attributes } => {
                 let file = open(&path, flags, &attributes)?;
                 self.keep(id, Handle::File(file))
             }
-            packet::CLOSE => {
-                let handle = packet.u32_handle()?;
+            Request::Close(handle) => {
                 self.handles.remove(&handle).map(|_| done(id)).ok_or(Trouble::Code(FAILURE, "no such handle"))
             }
-            packet::READ => {
-                let (handle, at, len) = (packet.u32_handle()?, packet.u64()?, packet.u32()?);
+            Request::Read { handle, at, len } => {
                 let mut data = vec![0; usize::try_from(len).unwrap_or(READ_MAX).min(READ_MAX)];
                 match self.file(handle)?.read_at(&mut data, at)? {
                     0 if len > 0 => Ok(Reply::status(id, EOF, "the end")),
                     n => Ok(Reply::data(id, &data[..n])),
                 }
             }
-            packet::WRITE => {
-                let (handle, at, data) = (packet.u32_handle()?, packet.u64()?, packet.bytes()?);
-                self.file(handle)?.write_all_at(data, at)?;
-                Ok(done(id))
-            }
-            packet::LSTAT => Ok(Reply::attributes(id, &fs::symlink_metadata(packet.path()?)?)),
-            packet::STAT => Ok(Reply::attributes(id, &fs::metadata(packet.path()?)?)),
-            packet::FSTAT => Ok(Reply::attributes(id, &self.file(packet.u32_handle()?)?.metadata()?)),
-            packet::SETSTAT => {
-                let (path, attributes) = (packet.path()?, packet.attributes()?);
+            Request::Write { handle, at, data } => nothing(id, self.file(handle)?.write_all_at(data, at)),
+            Request::Stat { path, follow: false } => Ok(Reply::attributes(id, &fs::symlink_metadata(path)?)),
+            Request::Stat { path, follow: true } => Ok(Reply::attributes(id, &fs::metadata(path)?)),
+            Request::StatOpen(handle) => Ok(Reply::attributes(id, &self.file(handle)?.metadata()?)),
+            Request::Set { path, attributes } => {
                 if let Some(size) = attributes.size {
                     OpenOptions::new().write(true).open(&path)?.set_len(size)?;
                 }
                 set(&path, &attributes)?;
                 Ok(done(id))
             }
-            packet::FSETSTAT => {
-                let (handle, attributes) = (packet.u32_handle()?, packet.attributes()?);
+            Request::SetOpen { handle, attributes } => {
                 let file = self.file(handle)?;
                 if let Some(size) = attributes.size {
                     file.set_len(size)?;
@@ -164,12 +157,12 @@ impl Server {
                 set(Path::new(&path), &attributes)?;
                 Ok(done(id))
             }
-            packet::OPENDIR => {
-                let directory = fs::read_dir(packet.path()?)?;
+            Request::OpenDirectory(path) => {
+                let directory = fs::read_dir(path)?;
                 self.keep(id, Handle::Directory(directory))
             }
-            packet::READDIR => {
-                let Some(Handle::Directory(directory)) = self.handles.get_mut(&packet.u32_handle()?) else {
+            Request::ReadDirectory(handle) => {
+                let Some(Handle::Directory(directory)) = self.handles.get_mut(&handle) else {
                     return Err(Trouble::Code(FAILURE, "no directory"));
                 };
                 let entries: Vec<_> = directory.take(NAMES_MAX).collect::<Result<_, _>>()?;
@@ -180,53 +173,21 @@ impl Server {
                 let named = entries.iter().filter_map(|e| Some((e.file_name(), e.path().symlink_metadata().ok()?)));
                 Ok(Reply::names(id, named.map(|(name, about)| (name.into_vec(), Some(about)))))
             }
-            packet::REMOVE => nothing(id, fs::remove_file(packet.path()?)),
-            packet::MKDIR => {
-                let (path, attributes) = (packet.path()?, packet.attributes()?);
+            Request::Remove(path) => nothing(id, fs::remove_file(path)),
+            Request::MakeDirectory { path, attributes } => {
                 nothing(id, fs::DirBuilder::new().mode(attributes.mode.unwrap_or(0o777) & 0o7777).create(path))
             }
-            packet::RMDIR => nothing(id, fs::remove_dir(packet.path()?)),
-            packet::REALPATH => {
-                let path = real(&packet.path()?)?;
-                Ok(Reply::names(id, [(path.into_os_string().into_vec(), None)].into_iter()))
+            Request::RemoveDirectory(path) => nothing(id, fs::remove_dir(path)),
+            Request::RealPath(path) => Ok(one_name(id, real(&path)?)),
+            Request::Rename { to, replace: false, .. } if to.symlink_metadata().is_ok() => {
+                Err(Trouble::Code(FAILURE, "it exists"))
             }
-            packet::RENAME => {
-                let (from, to) = (packet.path()?, packet.path()?);
-                // The protocol's own renaming replaces nothing.
-                if to.symlink_metadata().is_ok() {
-                    return Err(Trouble::Code(FAILURE, "it exists"));
-                }
-                nothing(id, fs::rename(from, to))
-            }
-            packet::READLINK => {
-                let target = fs::read_link(packet.path()?)?;
-                Ok(Reply::names(id, [(target.into_os_string().into_vec(), None)].into_iter()))
-            }
-            packet::SYMLINK => {
-                let (target, link) = (packet.path()?, packet.path()?);
-                nothing(id, std::os::unix::fs::symlink(target, link))
-            }
-            packet::EXTENDED => self.extended(id, packet),
-            _ => Err(Trouble::Code(UNSUPPORTED, "no such request")),
-        }
-    }
-
-    fn extended(&mut self, id: u32, packet: &mut Packet<'_>) -> Result<Vec<u8>, Trouble> {
-        match packet.bytes()? {
-            b"posix-rename@openssh.com" => {
-                let (from, to) = (packet.path()?, packet.path()?);
-                nothing(id, fs::rename(from, to))
-            }
-            b"hardlink@openssh.com" => {
-                let (from, to) = (packet.path()?, packet.path()?);
-                nothing(id, fs::hard_link(from, to))
-            }
-            b"fsync@openssh.com" => nothing(id, self.file(packet.u32_handle()?)?.sync_all()),
-            b"expand-path@openssh.com" => {
-                let path = real(&expand(&packet.path()?))?;
-                Ok(Reply::names(id, [(path.into_os_string().into_vec(), None)].into_iter()))
-            }
-            _ => Err(Trouble::Code(UNSUPPORTED, "no such extension")),
+            Request::Rename { from, to, .. } => nothing(id, fs::rename(from, to)),
+            Request::ReadLink(path) => Ok(one_name(id, fs::read_link(path)?)),
+            Request::SymbolicLink { target, link } => nothing(id, std::os::unix::fs::symlink(target, link)),
+            Request::HardLink { from, to } => nothing(id, fs::hard_link(from, to)),
+            Request::Sync(handle) => nothing(id, self.file(handle)?.sync_all()),
+            Request::ExpandPath(path) => Ok(one_name(id, real(&expand(&path))?)),
         }
     }
 
@@ -249,6 +210,10 @@ impl Server {
 
 fn done(id: u32) -> Vec<u8> {
     Reply::status(id, OK, "")
+}
+
+fn one_name(id: u32, path: PathBuf) -> Vec<u8> {
+    Reply::names(id, [(path.into_os_string().into_vec(), None)].into_iter())
 }
 
 fn nothing(id: u32, outcome: io::Result<()>) -> Result<Vec<u8>, Trouble> {

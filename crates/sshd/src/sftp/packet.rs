@@ -45,63 +45,182 @@ const EXTENSIONS: [(&str, &str); 4] = [
     ("expand-path@openssh.com", "1"),
 ];
 
-/// The packet ends before what it should hold.
+/// What a client asks for. Handles are ours: numbers of four bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request<'a> {
+    Open {
+        path: PathBuf,
+        flags: u32,
+        attributes: Attributes,
+    },
+    Close(u32),
+    Read {
+        handle: u32,
+        at: u64,
+        len: u32,
+    },
+    Write {
+        handle: u32,
+        at: u64,
+        data: &'a [u8],
+    },
+    /// Of a link itself, or of what it leads to.
+    Stat {
+        path: PathBuf,
+        follow: bool,
+    },
+    StatOpen(u32),
+    Set {
+        path: PathBuf,
+        attributes: Attributes,
+    },
+    SetOpen {
+        handle: u32,
+        attributes: Attributes,
+    },
+    OpenDirectory(PathBuf),
+    ReadDirectory(u32),
+    Remove(PathBuf),
+    MakeDirectory {
+        path: PathBuf,
+        attributes: Attributes,
+    },
+    RemoveDirectory(PathBuf),
+    RealPath(PathBuf),
+    /// The protocol's own renaming replaces nothing.
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        replace: bool,
+    },
+    ReadLink(PathBuf),
+    /// Source: OpenSSH's PROTOCOL, 4.1: the target comes first, whatever the draft says.
+    SymbolicLink {
+        target: PathBuf,
+        link: PathBuf,
+    },
+    HardLink {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Sync(u32),
+    ExpandPath(PathBuf),
+}
+
+/// Why a packet is no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Short;
+pub enum Unread {
+    /// It ends before what it should hold.
+    Short,
+    NoSuchRequest,
+    NoSuchExtension,
+}
+
+/// A packet, without its length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Packet<'a> {
+    Init,
+    /// With the id that its answer carries. One that is too short for an id has 0.
+    Request(u32, Result<Request<'a>, Unread>),
+}
+
+impl<'a> Packet<'a> {
+    pub fn read(bytes: &'a [u8]) -> Packet<'a> {
+        let mut rest = Rest(bytes);
+        match rest.byte() {
+            Ok(INIT) => Packet::Init,
+            Ok(kind) => match rest.u32() {
+                Ok(id) => Packet::Request(id, rest.request(kind)),
+                Err(short) => Packet::Request(0, Err(short)),
+            },
+            Err(short) => Packet::Request(0, Err(short)),
+        }
+    }
+}
 
 /// What a client wants a file to be like; only what it says is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attributes {
-    pub(super) size: Option<u64>,
-    pub(super) owner: Option<(u32, u32)>,
-    pub(super) mode: Option<u32>,
+pub struct Attributes {
+    pub size: Option<u64>,
+    pub owner: Option<(u32, u32)>,
+    pub mode: Option<u32>,
     /// Last read and last written, in seconds since 1970.
-    pub(super) times: Option<(u32, u32)>,
+    pub times: Option<(u32, u32)>,
 }
 
 /// What is left of a packet.
-pub(super) struct Packet<'a>(&'a [u8]);
+struct Rest<'a>(&'a [u8]);
 
-impl<'a> Packet<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Packet<'a> {
-        Packet(bytes)
+impl<'a> Rest<'a> {
+    fn request(&mut self, kind: u8) -> Result<Request<'a>, Unread> {
+        Ok(match kind {
+            OPEN => Request::Open { path: self.path()?, flags: self.u32()?, attributes: self.attributes()? },
+            CLOSE => Request::Close(self.handle()?),
+            READ => Request::Read { handle: self.handle()?, at: self.u64()?, len: self.u32()? },
+            WRITE => Request::Write { handle: self.handle()?, at: self.u64()?, data: self.bytes()? },
+            LSTAT => Request::Stat { path: self.path()?, follow: false },
+            STAT => Request::Stat { path: self.path()?, follow: true },
+            FSTAT => Request::StatOpen(self.handle()?),
+            SETSTAT => Request::Set { path: self.path()?, attributes: self.attributes()? },
+            FSETSTAT => Request::SetOpen { handle: self.handle()?, attributes: self.attributes()? },
+            OPENDIR => Request::OpenDirectory(self.path()?),
+            READDIR => Request::ReadDirectory(self.handle()?),
+            REMOVE => Request::Remove(self.path()?),
+            MKDIR => Request::MakeDirectory { path: self.path()?, attributes: self.attributes()? },
+            RMDIR => Request::RemoveDirectory(self.path()?),
+            REALPATH => Request::RealPath(self.path()?),
+            RENAME => Request::Rename { from: self.path()?, to: self.path()?, replace: false },
+            READLINK => Request::ReadLink(self.path()?),
+            SYMLINK => Request::SymbolicLink { target: self.path()?, link: self.path()? },
+            EXTENDED => return self.extension(),
+            _ => return Err(Unread::NoSuchRequest),
+        })
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Short> {
-        let (head, rest) = self.0.split_first_chunk().ok_or(Short)?;
+    fn extension(&mut self) -> Result<Request<'a>, Unread> {
+        Ok(match self.bytes()? {
+            b"posix-rename@openssh.com" => Request::Rename { from: self.path()?, to: self.path()?, replace: true },
+            b"hardlink@openssh.com" => Request::HardLink { from: self.path()?, to: self.path()? },
+            b"fsync@openssh.com" => Request::Sync(self.handle()?),
+            b"expand-path@openssh.com" => Request::ExpandPath(self.path()?),
+            _ => return Err(Unread::NoSuchExtension),
+        })
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Unread> {
+        let (head, rest) = self.0.split_first_chunk().ok_or(Unread::Short)?;
         self.0 = rest;
         Ok(*head)
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8, Short> {
+    fn byte(&mut self) -> Result<u8, Unread> {
         Ok(self.array::<1>()?[0])
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, Short> {
+    fn u32(&mut self) -> Result<u32, Unread> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, Short> {
+    fn u64(&mut self) -> Result<u64, Unread> {
         Ok(u64::from_be_bytes(self.array()?))
     }
 
-    pub(super) fn bytes(&mut self) -> Result<&'a [u8], Short> {
-        let len = usize::try_from(self.u32()?).map_err(|_| Short)?;
-        let (head, rest) = self.0.split_at_checked(len).ok_or(Short)?;
+    fn bytes(&mut self) -> Result<&'a [u8], Unread> {
+        let len = usize::try_from(self.u32()?).map_err(|_| Unread::Short)?;
+        let (head, rest) = self.0.split_at_checked(len).ok_or(Unread::Short)?;
         self.0 = rest;
         Ok(head)
     }
 
-    pub(super) fn path(&mut self) -> Result<PathBuf, Short> {
+    fn path(&mut self) -> Result<PathBuf, Unread> {
         Ok(OsStr::from_bytes(self.bytes()?).into())
     }
 
-    /// Handles are ours: a number of four bytes.
-    pub(super) fn u32_handle(&mut self) -> Result<u32, Short> {
-        self.bytes()?.try_into().map(u32::from_be_bytes).map_err(|_| Short)
+    fn handle(&mut self) -> Result<u32, Unread> {
+        self.bytes()?.try_into().map(u32::from_be_bytes).map_err(|_| Unread::Short)
     }
 
-    pub(super) fn attributes(&mut self) -> Result<Attributes, Short> {
+    fn attributes(&mut self) -> Result<Attributes, Unread> {
         let flags = self.u32()?;
         let mut attributes = Attributes::default();
         if flags & 1 != 0 {
