@@ -58,7 +58,11 @@ pub struct Crun {
 
 impl Crun {
     /// Lays a bundle with `program` as `/hello` into `dir`.
+    ///
+    /// # Errors
+    /// There is no crun: nobody would ever answer a client.
     pub fn start(dir: &Path, program: &Path) -> Outcome<Crun> {
+        crun(dir).arg("--version").status().map_err(|e| format!("cannot start crun: {e}"))?;
         let root = dir.join("bundle/rootfs");
         for inner in ["proc", "dev", "tmp"] {
             fs::create_dir_all(root.join(inner))?;
