@@ -25,7 +25,7 @@ use model::{
 use crate::{
     change::Change,
     kind::{Kind, Object, Record},
-    kinds::instance,
+    kinds::{endpoint::Endpoint, instance},
     run,
     world::{Holder, PscConnection, SeatRecord, World},
 };
@@ -154,6 +154,9 @@ impl Dirty {
                     if old.is_some() && new.is_some() {
                         self.vms(world, &subnet.link);
                     }
+                    if subnet.spec.purpose == vpc::Purpose::RegionalManagedProxy {
+                        self.groups(world, &subnet.spec.network);
+                    }
                 }
                 Object::Firewall(firewall) => self.of(world, &firewall.spec.network, |m| m.settings = true),
                 Object::Instance(vm) => self.vm(world, vm, old.is_none() || new.is_none()),
@@ -165,10 +168,15 @@ impl Dirty {
                         self.attachment(world, attachment.id);
                     }
                 }
-                Object::NetworkEndpointGroup(_)
-                | Object::BackendService(_)
-                | Object::UrlMap(_)
-                | Object::TargetHttpProxy(_) => self.chain(world, object.link()),
+                Object::NetworkEndpointGroup(group) => {
+                    if let Some(endpoint) = Endpoint::of_group(group) {
+                        self.endpoint(world, &endpoint);
+                    }
+                    self.chain(world, &group.link);
+                }
+                Object::BackendService(_) | Object::UrlMap(_) | Object::TargetHttpProxy(_) => {
+                    self.chain(world, object.link());
+                }
                 Object::Address(_) => {}
             }
         }
@@ -214,21 +222,28 @@ impl Dirty {
     }
 
     fn rule(&mut self, world: &World, rule: &Record<lb::ForwardingRule>) {
-        let (listener, endpoint) = (ListenerId(rule.id.0), EndpointId(rule.id.0));
-        match &rule.spec.target {
-            lb::Target::HttpProxy { .. } => {
-                self.of(world, &rule.spec.network, |m| {
-                    m.vips.insert(listener);
-                });
-                self.edge.insert(EdgeKey::Listener(listener));
-            }
-            lb::Target::ServiceAttachment { .. } => {
-                self.of(world, &rule.spec.network, |m| {
-                    m.endpoints.insert(endpoint);
-                });
-                world.connections.get(&endpoint).into_iter().for_each(|c| self.connection(c));
-            }
+        if let Some(endpoint) = Endpoint::of_rule(rule) {
+            return self.endpoint(world, &endpoint);
         }
+        let listener = ListenerId(rule.id.0);
+        self.of(world, &rule.spec.network, |m| {
+            m.vips.insert(listener);
+        });
+        self.edge.insert(EdgeKey::Listener(listener));
+    }
+
+    /// Both of its ends.
+    fn endpoint(&mut self, world: &World, endpoint: &Endpoint<'_>) {
+        self.of(world, endpoint.network, |m| {
+            m.endpoints.insert(endpoint.id);
+        });
+        world.connections.get(&endpoint.id).into_iter().for_each(|c| self.connection(c));
+    }
+
+    /// Network endpoint groups are dialled from an address of a proxy-only subnet.
+    fn groups(&mut self, world: &World, network: &Link) {
+        let groups = world.users::<lb::NetworkEndpointGroup>(network).map(|group| EndpointId(group.id.0));
+        self.of(world, network, |m| m.endpoints.extend(groups));
     }
 
     fn connection(&mut self, c: &PscConnection) {

@@ -12,7 +12,6 @@ use logs::{
 };
 use model::{
     id::WorkloadId,
-    lb,
     name::{Link, Scope},
     record::{FlowGap, FlowRecord, RequestRecord},
     run::RevisionKey,
@@ -22,6 +21,7 @@ use model::{
 
 use crate::{
     kind::Record,
+    kinds::endpoint::Endpoint,
     operation::{Operation, OperationState},
     random,
     world::{Holder, World},
@@ -110,10 +110,12 @@ fn vpc_names(network: &Link, subnet: &Link) -> Option<VpcNames> {
 
 /// The Private Service Connect endpoint that has this address in the network.
 fn psc_at(world: &World, network: &Link, address: Ipv4Addr) -> Option<PscNames> {
-    let rule = world.at::<lb::ForwardingRule>(network, address)?;
-    let subnet = world.subnet_of(network, address)?;
-    let connection = world.connections.get(&model::id::EndpointId(rule.id.0))?;
-    Some(PscNames { connection_id: connection.connection.connection_id.0, vpc: vpc_names(network, &subnet.link)? })
+    let endpoint = Endpoint::at(world, network, address)?;
+    let connection = world.connections.get(&endpoint.id)?;
+    Some(PscNames {
+        connection_id: connection.connection.connection_id.0,
+        vpc: vpc_names(network, endpoint.subnetwork)?,
+    })
 }
 
 /// The end of a Compute operation, in the activity log; None while it runs.

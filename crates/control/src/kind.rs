@@ -125,6 +125,7 @@ macro_rules! objects {
                     Object::ForwardingRule(r) => Some((&r.spec.subnetwork, r.spec.address)),
                     Object::Instance(r) => Some((&r.spec.subnetwork, r.spec.address)),
                     Object::Address(r) => Some((&r.spec.subnetwork, r.spec.address)),
+                    Object::NetworkEndpointGroup(r) => r.spec.psc().map(|psc| (&psc.subnetwork, psc.address)),
                     _ => None,
                 }
             }

@@ -1,11 +1,12 @@
 //! The kinds of Compute resources, one file each: what a caller must hold, what a spec may say, and what is decided
 //! when it is committed.
 //!
-//! Beside them: [`place`] (where the parts of a configuration must stand), [`holding`] (who holds which address) and
-//! [`seat`] (which uids a sandbox gets).
+//! Beside them: [`place`] (where the parts of a configuration must stand), [`holding`] (who holds which address),
+//! [`endpoint`] (a consumer's end of Private Service Connect) and [`seat`] (which uids a sandbox gets).
 
 mod address;
 pub mod backend_service;
+pub mod endpoint;
 pub mod firewall;
 pub mod forwarding_rule;
 pub mod holding;

@@ -30,7 +30,7 @@ use model::{
 use crate::{
     dirty::Members,
     kind::{Kind, Record},
-    kinds::instance,
+    kinds::{endpoint::Endpoint, instance},
     world::{Holder, SeatRecord, World},
 };
 
@@ -54,14 +54,15 @@ pub fn source_prefix(network: NetworkId) -> Ipv6Addr {
 pub fn vpc(world: &World, network: &Record<vpc::Network>, settings: &Settings) -> VpcPlan {
     let id = NetworkId(network.id.0);
     let vms = world.users::<vm::Instance>(&network.link).map(instance::workload);
-    let rules = || world.users::<lb::ForwardingRule>(&network.link).map(|rule| rule.id.0);
+    let rules = world.users::<lb::ForwardingRule>(&network.link).map(|rule| rule.id.0);
+    let endpoints = Endpoint::all(world, &network.link).map(|endpoint| endpoint.id);
     let published = world.connections.of_producer(id).filter_map(|c| Some((c.connection.endpoint, publish(world, c)?)));
     let quarantined = world.quarantine.range((id, Ipv4Addr::UNSPECIFIED)..=(id, Ipv4Addr::BROADCAST));
     VpcPlan {
         settings: vpc_settings(world, network, settings),
         ports: vms.filter_map(|id| Some((id.clone(), port(world, network, &id)?))).collect(),
-        vips: rules().map(ListenerId).filter_map(|id| Some((id, vip(world, network, id)?))).collect(),
-        endpoints: rules().map(EndpointId).filter_map(|id| Some((id, endpoint(world, network, id)?))).collect(),
+        vips: rules.map(ListenerId).filter_map(|id| Some((id, vip(world, network, id)?))).collect(),
+        endpoints: endpoints.filter_map(|id| Some((id, endpoint(world, network, id)?))).collect(),
         published: published.collect(),
         cut: quarantined.map(|((_, address), _)| *address).collect(),
     }
@@ -170,11 +171,6 @@ fn firewall_rule(name: &str, spec: &vpc::Firewall) -> FirewallRule {
     }
 }
 
-fn rule<'w>(world: &'w World, network: &Record<vpc::Network>, id: u64) -> Option<&'w Record<lb::ForwardingRule>> {
-    let rule = world.by_id::<lb::ForwardingRule>(id)?;
-    (rule.spec.network == network.link && world.is_active(&network.link.project)).then_some(rule)
-}
-
 /// From where in its VPC a rule's address is reached. Source: "Client access", global access.
 pub fn reach(rule: &Record<lb::ForwardingRule>) -> Option<Reach> {
     if rule.spec.global_access {
@@ -184,7 +180,10 @@ pub fn reach(rule: &Record<lb::ForwardingRule>) -> Option<Reach> {
 }
 
 fn vip(world: &World, network: &Record<vpc::Network>, id: ListenerId) -> Option<Vip> {
-    let rule = rule(world, network, id.0)?;
+    let rule = world.by_id::<lb::ForwardingRule>(id.0)?;
+    if rule.spec.network != network.link || !world.is_active(&network.link.project) {
+        return None;
+    }
     match &rule.spec.target {
         lb::Target::HttpProxy { ports, .. } => {
             Some(Vip { address: rule.spec.address, ports: *ports, reach: reach(rule)? })
@@ -194,15 +193,16 @@ fn vip(world: &World, network: &Record<vpc::Network>, id: ListenerId) -> Option<
 }
 
 fn endpoint(world: &World, network: &Record<vpc::Network>, id: EndpointId) -> Option<ConsumerEndpoint> {
-    let rule = rule(world, network, id.0)?;
-    match &rule.spec.target {
-        lb::Target::HttpProxy { .. } => None,
-        lb::Target::ServiceAttachment { .. } => {
-            let live = world.connections.get(&id).filter(|c| c.connection.status.forwards(c.connection.nat));
-            let producer = live.filter(|c| target_of(world, c).is_some()).map(|c| c.producer_network);
-            Some(ConsumerEndpoint { address: rule.spec.address, producer, reach: reach(rule)? })
-        }
-    }
+    let is_active = world.is_active(&network.link.project);
+    let endpoint = Endpoint::by_id(world, id).filter(|e| *e.network == network.link && is_active)?;
+    let connection = world.connections.get(&id);
+    let target = connection.and_then(|c| Some((c, target_of(world, c)?.1)));
+    let live = target.filter(|(c, _)| c.connection.status.forwards(c.connection.nat));
+    Some(ConsumerEndpoint {
+        address: endpoint.address,
+        producer: live.map(|(c, _)| c.producer_network),
+        reach: endpoint.reach(target.map(|(_, ports)| ports), world)?,
+    })
 }
 
 /// The load balancer behind a connection, while its attachment exists in a project that is not on its way out.
@@ -225,13 +225,13 @@ fn target_of<'w>(
 fn publish(world: &World, c: &crate::world::PscConnection) -> Option<PublishedEndpoint> {
     let nat = c.connection.nat.filter(|_| c.connection.status.forwards(c.connection.nat))?;
     let (target, ports) = target_of(world, c)?;
-    let rule = world.get::<lb::ForwardingRule>(&c.connection.rule).filter(|r| r.id.0 == c.connection.endpoint.0)?;
-    if !world.is_active(&rule.link.project) {
+    let endpoint = Endpoint::by_id(world, c.connection.endpoint)?;
+    if !world.is_active(&endpoint.link.project) {
         return None;
     }
     Some(PublishedEndpoint {
         consumer: c.connection.consumer_network_id,
-        address: rule.spec.address,
+        address: endpoint.address,
         nat,
         vip: target.spec.address,
         ports,
@@ -295,8 +295,8 @@ pub fn listener(world: &World, id: ListenerId) -> Option<Listener> {
         network,
         address: rule.spec.address,
         hosts: hosts.flat_map(|(h, n)| h.hosts.iter().map(move |host| (host.clone(), n))).collect(),
-        matchers: map.path_matchers.iter().map(|m| matcher(world, m)).collect(),
-        default: route(world, &map.default_service),
+        matchers: map.path_matchers.iter().map(|m| matcher(world, &rule.spec.network, m)).collect(),
+        default: route(world, &rule.spec.network, &map.default_service),
         keepalive_ms: proxy
             .keepalive_s
             .map_or(u64::try_from(LB_KEEPALIVE_DEFAULT.as_millis()).expect("a limit of minutes"), |s| {
@@ -305,24 +305,35 @@ pub fn listener(world: &World, id: ListenerId) -> Option<Listener> {
     })
 }
 
-fn matcher(world: &World, matcher: &lb::PathMatcher) -> Matcher {
+fn matcher(world: &World, network: &Link, matcher: &lb::PathMatcher) -> Matcher {
     let paths = matcher.path_rules.iter().flat_map(|rule| {
-        let to = route(world, &rule.service);
+        let to = route(world, network, &rule.service);
         rule.paths.iter().map(move |path| (path.clone(), to.clone()))
     });
-    Matcher { paths: paths.collect(), default: route(world, &matcher.default_service) }
+    Matcher { paths: paths.collect(), default: route(world, network, &matcher.default_service) }
 }
 
-fn route(world: &World, backend_service: &Link) -> Route {
+fn route(world: &World, network: &Link, backend_service: &Link) -> Route {
     let Some(service) = world.get::<lb::BackendService>(backend_service) else { return Route::NoBackend };
     let Some(backend) = service.spec.backends.first() else { return Route::NoBackend };
-    let Some(neg) = world.get::<lb::NetworkEndpointGroup>(&backend.group) else { return Route::NoBackend };
-    let Scope::Region(region) = &neg.link.scope else { return Route::NoBackend };
-    let project = neg.link.project.clone();
-    match (&neg.spec.service, &neg.spec.url_mask) {
+    let Some(group) = world.get::<lb::NetworkEndpointGroup>(&backend.group) else { return Route::NoBackend };
+    match &group.spec.endpoints {
+        lb::Endpoints::Serverless(serverless) => serverless_route(&group.link, serverless),
+        // The balancer of one network dials nothing in another.
+        lb::Endpoints::PrivateServiceConnect(psc) if psc.network != *network => Route::NoBackend,
+        lb::Endpoints::PrivateServiceConnect(_) => {
+            Route::Endpoint { endpoint: EndpointId(group.id.0), timeout_ms: u64::from(service.spec.timeout_s) * 1_000 }
+        }
+    }
+}
+
+fn serverless_route(group: &Link, spec: &lb::Serverless) -> Route {
+    let Scope::Region(region) = &group.scope else { return Route::NoBackend };
+    let project = group.project.clone();
+    match (&spec.service, &spec.url_mask) {
         (Some(name), _) => Route::Service {
             service: ServiceKey { project, region: region.clone(), name: name.clone() },
-            tag: neg.spec.tag.clone(),
+            tag: spec.tag.clone(),
         },
         (None, Some(mask)) => Route::Mask { project, region: region.clone(), mask: mask.clone() },
         (None, None) => Route::NoBackend,

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kind::Record,
+    kinds::endpoint::Endpoint,
     org_policies::Effective,
     plan, run,
     tokens::{Mint, account_claims},
@@ -60,6 +61,8 @@ pub enum Target {
         balancer: Option<Balancer>,
         held: Option<Held>,
     },
+    /// A network endpoint group's, which only the load balancer of the network dials.
+    Group(Link),
     /// Reserved, and used by nothing.
     Reserved(Link),
     /// In a subnet, and nobody's.
@@ -158,6 +161,10 @@ fn target(world: &World, network: &Link, to: Ipv4Addr) -> Target {
         }
         if let Some(rule) = world.get::<lb::ForwardingRule>(link).filter(|rule| rule.spec.address == to) {
             return front(world, rule);
+        }
+        let group = world.get::<lb::NetworkEndpointGroup>(link).and_then(Endpoint::of_group);
+        if group.is_some_and(|group| group.address == to) {
+            return Target::Group(link.clone());
         }
         if let Some(subnet) = world.get::<vpc::Subnetwork>(link).filter(|subnet| subnet.spec.range.contains(to)) {
             vacant = Some(link.clone());

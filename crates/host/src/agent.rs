@@ -43,6 +43,8 @@ use crate::{
 
 /// Where control asks for connections into VMs.
 pub const DIAL_SOCKET: &str = "host-dial.sock";
+/// Where the proxy asks for connections to backends.
+pub const BACKENDS_SOCKET: &str = "host-backends.sock";
 /// What was heard and not yet looked at.
 const HEARD_MAX: usize = 1_024;
 /// A control that takes no frame for this long is treated as gone.
@@ -56,7 +58,8 @@ const TAKE_DOWN_MAX: Duration = Duration::from_secs(15);
 pub struct Config {
     /// The cloud's id.
     pub cloud: String,
-    /// `host.sock` and `host-dial.sock` are made in it; `proxy-sockets.sock` and `guest-sockets.sock` are looked for in it.
+    /// `host.sock`, `host-dial.sock` and `host-backends.sock` are made in it; `proxy-sockets.sock` and `guest-sockets.sock`
+    /// are looked for in it.
     pub run_dir: PathBuf,
     /// Holds `layers/`.
     pub state_dir: PathBuf,
@@ -64,8 +67,9 @@ pub struct Config {
     pub shim_argv: Vec<OsString>,
     /// What runs in every VM.
     pub service: Option<sandbox::Service>,
-    /// Whom the two sockets are for, beside root: control's own user.
+    /// Whom the sockets are for, beside root: the first two for control's own user, the third for the proxy's.
     pub control_uid: Option<u32>,
+    pub proxy_uid: Option<u32>,
 }
 
 impl Config {
@@ -125,10 +129,12 @@ pub fn serve(config: Config) -> Result<(), AgentError> {
     let (events, sandbox_events) = mpsc::channel();
     let sandboxes = Launched::new(config.launcher(), events).map_err(|source| AgentError::Sandboxes { source })?;
     let mut agent = Agent::start(&config.run_dir, sandboxes, sandbox_events)?;
-    let path = config.run_dir.join("host.sock");
-    std::os::unix::fs::chown(&path, config.control_uid, None).map_err(|source| AgentError::Listen { path, source })?;
-    let path = config.run_dir.join(DIAL_SOCKET);
-    std::os::unix::fs::chown(&path, config.control_uid, None).map_err(|source| AgentError::Listen { path, source })?;
+    let own =
+        [("host.sock", config.control_uid), (DIAL_SOCKET, config.control_uid), (BACKENDS_SOCKET, config.proxy_uid)];
+    for (name, user) in own {
+        let path = config.run_dir.join(name);
+        std::os::unix::fs::chown(&path, user, None).map_err(|source| AgentError::Listen { path, source })?;
+    }
     agent.run();
     Ok(())
 }
@@ -179,7 +185,8 @@ enum Heard {
     Flows(Said),
     /// An operator's question, and where the answer goes.
     Verify(SyncSender<Verified>),
-    Dial(UnixStream, Dial),
+    Dial(Dial, SyncSender<tunnels::Outcome>),
+    DialBackend(edge::DialBackend, SyncSender<tunnels::Outcome>),
     Printed(FromHost),
 }
 
@@ -218,14 +225,16 @@ impl<S: Sandboxes> Agent<S> {
         let facts = sandboxes.facts().into_iter().collect();
         let (tell, heard) = sync_channel(HEARD_MAX);
         let (flows, said) = sync_channel(HEARD_MAX);
-        let path = run_dir.join("host.sock");
-        let listener = listen(&path).map_err(|source| AgentError::Listen { path, source })?;
-        let door = tell.clone();
+        let open = |name: &str| {
+            let path = run_dir.join(name);
+            listen(&path).map_err(|source| AgentError::Listen { path, source })
+        };
+        let (listener, door) = (open("host.sock")?, tell.clone());
         thread::spawn(move || accept(&listener, &door));
-        let path = run_dir.join(DIAL_SOCKET);
-        let listener = listen(&path).map_err(|source| AgentError::Listen { path, source })?;
-        let door = tell.clone();
-        thread::spawn(move || tunnels::accept(&listener, &door));
+        let (listener, door) = (open(DIAL_SOCKET)?, tell.clone());
+        thread::spawn(move || tunnels::accept(&listener, &door, Heard::Dial));
+        let (listener, door) = (open(BACKENDS_SOCKET)?, tell.clone());
+        thread::spawn(move || tunnels::accept(&listener, &door, Heard::DialBackend));
         forward(events, tell.clone(), Heard::Sandbox);
         forward(said, tell.clone(), Heard::Flows);
         verify::open(run_dir, tell.clone())
@@ -284,7 +293,9 @@ impl<S: Sandboxes> Agent<S> {
             Heard::Sandbox(sandboxes::Heard::Launched { workload, incarnation, outcome }) => {
                 self.launched(workload, incarnation, outcome);
             }
-            Heard::Dial(stream, dial) => self.dial(&stream, &dial),
+            // Whoever asked waits for the answer, or has ended.
+            Heard::Dial(dial, answer) => drop(answer.try_send(self.dial(&dial))),
+            Heard::DialBackend(dial, answer) => drop(answer.try_send(self.dial_backend(dial))),
             // Without control it waits in its file: the reader is told when there is a new one.
             Heard::Printed(batch) => drop(self.report(&batch)),
             Heard::Flows(said) => self.report_later(match said {

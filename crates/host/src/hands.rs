@@ -15,11 +15,11 @@ use std::{
 };
 
 use model::{
-    id::{NetworkId, WorkloadId},
+    id::{EndpointId, NetworkId, WorkloadId},
     limits,
     planned::{
         guest::Realm,
-        host::{Attach, FabricPlan},
+        host::{Attach, ConsumerEndpoint, FabricPlan, Reach},
     },
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -44,10 +44,10 @@ use crate::{
 /// Connections that may wait to be accepted at a listening socket.
 const BACKLOG: i32 = 4_096;
 
-/// A silent connection of a tunnel is asked after this whether it lives: a VM that was stopped says no farewell.
-const RELAY_ASKS_AFTER: Duration = Duration::from_secs(10);
+/// A silent connection of a tunnel or to a backend is asked after this whether it lives: a VM that was stopped says no farewell.
+const SILENT_ASKS_AFTER: Duration = Duration::from_secs(10);
 /// And so often again, each time after half as long, until it is given up.
-const RELAY_ASKS: u32 = 2;
+const SILENT_ASKS: u32 = 2;
 
 /// Settings of a VPC's router, made before it has links: nothing passes until its rules hold.
 const ROUTER_SYSCTLS: &[(&str, &str)] = &[
@@ -164,6 +164,21 @@ impl Hands {
     /// Proxy. Its packets cross the router and its firewall like any other ingress.
     pub fn dial(&mut self, network: NetworkId, to: SocketAddrV4) -> Result<io::Result<OwnedFd>, KernelError> {
         Ok(self.relay(network)?.netns().run(|| begin_connection(RELAY, to))?)
+    }
+
+    /// A TCP socket that is being connected from the load balancer of the network to one of its backends, as the plan has
+    /// both. None: no such backend.
+    pub fn dial_backend(
+        &mut self,
+        network: NetworkId,
+        endpoint: EndpointId,
+    ) -> Result<Option<io::Result<OwnedFd>>, KernelError> {
+        let backend = self.vpcs.get(&network).and_then(|vpc| vpc.plan().endpoints.get(&endpoint));
+        let Some(&ConsumerEndpoint { address, reach: Reach::Balancer { from, port }, .. }) = backend else {
+            return Ok(None);
+        };
+        let Some(space) = self.spaces.get(&names::edge_ns(network)) else { return Ok(None) };
+        Ok(Some(space.netns().run(|| begin_connection(from, SocketAddrV4::new(address, port)))?))
     }
 
     /// What the metadata server needs in a realm: TCP port 80, UDP port 53, TCP port 53.
@@ -309,9 +324,9 @@ fn begin_connection(from: Ipv4Addr, to: SocketAddrV4) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
     let _ = sockopt::set_tcp_congestion(&socket, "cubic");
     sockopt::set_socket_keepalive(&socket, true)?;
-    sockopt::set_tcp_keepidle(&socket, RELAY_ASKS_AFTER)?;
-    sockopt::set_tcp_keepintvl(&socket, RELAY_ASKS_AFTER / 2)?;
-    sockopt::set_tcp_keepcnt(&socket, RELAY_ASKS)?;
+    sockopt::set_tcp_keepidle(&socket, SILENT_ASKS_AFTER)?;
+    sockopt::set_tcp_keepintvl(&socket, SILENT_ASKS_AFTER / 2)?;
+    sockopt::set_tcp_keepcnt(&socket, SILENT_ASKS)?;
     rustix::net::bind(&socket, &SocketAddrV4::new(from, 0))?;
     match rustix::net::connect(&socket, &to) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),

@@ -76,9 +76,14 @@ fn plan() -> impl Strategy<Value = VpcPlan> {
     });
     let vips = (0..3_u8, 0..2_u8, reach())
         .prop_map(|(n, a, reach)| (ListenerId(n.into()), Vip { address: address(1, 2 * n + a), ports: HTTP, reach }));
-    let endpoints = (0..6_u8, proptest::option::of(0..3_u64), reach()).prop_map(|(n, producer, reach)| {
-        (EndpointId(n.into()), ConsumerEndpoint { address: address(2, n), producer: producer.map(NetworkId), reach })
-    });
+    let balancer = (0..2_u8).prop_map(|n| Reach::Balancer { from: address(5, n), port: 80 });
+    let endpoints =
+        (0..6_u8, proptest::option::of(0..3_u64), prop_oneof![reach(), balancer]).prop_map(|(n, producer, reach)| {
+            (
+                EndpointId(n.into()),
+                ConsumerEndpoint { address: address(2, n), producer: producer.map(NetworkId), reach },
+            )
+        });
     let published = (0..6_u8, 0..4_u64, 0..2_u8, 0..3_u8).prop_map(|(n, consumer, a, vip)| {
         let published = PublishedEndpoint {
             consumer: NetworkId(consumer),

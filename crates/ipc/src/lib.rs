@@ -4,6 +4,7 @@
 //! SCM_RIGHTS: the sender attaches them to the frame's first byte, the receiver finds them with it. Peers are processes
 //! of the same build, so a frame that does not parse is a defect and ends the connection.
 
+mod asked;
 mod handed;
 mod told;
 
@@ -23,6 +24,7 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+pub use asked::{answer_socket, ask_socket};
 pub use handed::{Handed, HandedDoor};
 pub use told::Told;
 

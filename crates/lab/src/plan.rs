@@ -49,6 +49,14 @@ pub fn with_endpoint(mut plan: VpcPlan, address: &str, producer: Option<u64>) ->
     plan
 }
 
+/// The same for the load balancer alone, which dials from this address.
+pub fn with_backend(plan: VpcPlan, address: &str, from: &str, producer: Option<u64>) -> VpcPlan {
+    let mut plan = with_endpoint(plan, address, producer);
+    let reach = Reach::Balancer { from: parse(from), port: 80 };
+    plan.endpoints.values_mut().for_each(|endpoint| endpoint.reach = reach);
+    plan
+}
+
 pub fn with_vip(mut plan: VpcPlan, at: &str) -> VpcPlan {
     let at: SocketAddrV4 = parse(at);
     plan.vips.insert(ListenerId(1), Vip { address: *at.ip(), ports: one(at.port()), reach: Reach::Region(1) });

@@ -17,7 +17,7 @@ use host::{
     netns::{Netns, Pins},
 };
 use model::{
-    id::{NetworkId, WorkloadId},
+    id::{EndpointId, NetworkId, WorkloadId},
     planned::{guest::Realm, host::Attach},
 };
 use rustix::net::{AddressFamily, SocketType, ipproto, sockopt};
@@ -94,12 +94,36 @@ impl Lab {
         Capture::start(&netns, name).expect("the interface exists")
     }
 
+    /// A connection from the load balancer of a network to the backend with number 1, within `wait`.
+    pub fn dial_backend(&mut self, network: u64, wait: Duration) -> io::Result<TcpStream> {
+        let begun = self.hands().dial_backend(NetworkId(network), EndpointId(1)).expect("namespaces can be entered");
+        connected(begun.ok_or(io::ErrorKind::NotFound)??, wait)
+    }
+
     /// An echo server on a VIP, where the proxy would listen.
     pub fn serve_vip(&mut self, network: u64, at: &str) -> Server {
         let at: SocketAddrV4 = at.parse().expect("the test writes addresses");
         let fd = self.hands().listen(NetworkId(network), at).expect("the proxy namespace exists").expect("a free port");
         Server::on(TcpListener::from(fd)).expect("a listening socket")
     }
+}
+
+/// Waits for a connection that the hands have begun.
+pub fn connected(begun: OwnedFd, wait: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::from(begun);
+    let deadline = Instant::now() + wait;
+    while stream.peer_addr().is_err() {
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
 }
 
 impl Default for Lab {

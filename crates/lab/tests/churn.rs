@@ -76,6 +76,11 @@ impl Dice {
         if self.often() { Reach::Region(1 + self.below(2)) } else { Reach::Everywhere }
     }
 
+    fn reach_of_endpoint(&mut self) -> Reach {
+        let from = Ipv4Addr::new(10, 3, 0, u8::try_from(self.below(2)).unwrap());
+        if self.often() { self.reach() } else { Reach::Balancer { from, port: 80 } }
+    }
+
     fn plan(&mut self) -> VpcPlan {
         let mut plan = plan::vpc(&[]);
         plan.settings.firewall =
@@ -104,7 +109,7 @@ impl Dice {
                     ConsumerEndpoint {
                         address: Ipv4Addr::new(10, 2, 0, u8::try_from(n).unwrap()),
                         producer,
-                        reach: self.reach(),
+                        reach: self.reach_of_endpoint(),
                     },
                 )
             })

@@ -7,7 +7,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpStream},
     sync::mpsc::sync_channel,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use host::{
@@ -16,7 +16,11 @@ use host::{
     names,
     net::flow::{self, Said},
 };
-use lab::{Lab, Vm, packet, plan, scene::SILENCE, tcp, until};
+use lab::{
+    Lab, Vm, packet, plan,
+    scene::{SILENCE, connected},
+    tcp, until,
+};
 use model::{
     id::NetworkId,
     planned::host::{Difference, FirewallRule, PlannedProtocol, VpcPlan},
@@ -64,20 +68,7 @@ fn scene(plan: &VpcPlan) -> (Lab, Vm) {
 
 /// As the relay waits for a connection that the hands have begun.
 fn dial(lab: &mut Lab, network: u64, to: &str) -> io::Result<TcpStream> {
-    let to: SocketAddrV4 = to.parse().unwrap();
-    let stream = TcpStream::from(lab.hands().dial(NetworkId(network), to).unwrap()?);
-    let deadline = Instant::now() + SILENCE;
-    while stream.peer_addr().is_err() {
-        if let Some(error) = stream.take_error()? {
-            return Err(error);
-        }
-        if Instant::now() > deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    stream.set_nonblocking(false)?;
-    Ok(stream)
+    connected(lab.hands().dial(NetworkId(network), to.parse().unwrap()).unwrap()?, SILENCE)
 }
 
 #[test]

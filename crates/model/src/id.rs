@@ -14,7 +14,7 @@ pub struct ResourceId(pub u64);
 #[serde(transparent)]
 pub struct NetworkId(pub u64);
 
-/// One Private Service Connect endpoint: the id of the consumer's forwarding rule.
+/// One Private Service Connect endpoint: the id of the consumer's forwarding rule or network endpoint group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct EndpointId(pub u64);

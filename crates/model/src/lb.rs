@@ -1,4 +1,5 @@
-//! The internal application load balancer: forwarding rule → HTTP proxy → URL map → backend service → serverless NEG.
+//! The internal application load balancer: forwarding rule → HTTP proxy → URL map → backend service → network endpoint
+//! group.
 
 use std::net::Ipv4Addr;
 
@@ -6,14 +7,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::{name::Link, vpc::PortRange};
 
-/// A serverless network endpoint group. Exactly one of `service` and `url_mask` is set.
+/// What a backend service sends requests to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkEndpointGroup {
+    #[serde(flatten)]
+    pub endpoints: Endpoints,
+    pub description: Option<String>,
+}
+
+/// Told apart by their fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Endpoints {
+    PrivateServiceConnect(PscBackend),
+    Serverless(Serverless),
+}
+
+/// `networkEndpointType: SERVERLESS`. Exactly one of `service` and `url_mask` is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Serverless {
     /// The Cloud Run service in the same project and region. It need not exist.
     pub service: Option<String>,
     pub tag: Option<String>,
     pub url_mask: Option<String>,
-    pub description: Option<String>,
+}
+
+/// `networkEndpointType: PRIVATE_SERVICE_CONNECT`: an endpoint that only the balancer of its own network may dial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PscBackend {
+    pub attachment: Link,
+    /// The attachment's link as the caller gave it: `pscTargetService` shows it back unchanged.
+    pub written: String,
+    pub network: Link,
+    pub subnetwork: Link,
+    /// Out of the subnetwork, `pscData.consumerPscAddress`.
+    pub address: Ipv4Addr,
+    /// `pscData.producerPort`; without it the producer's own ports decide.
+    pub port: Option<u16>,
+}
+
+impl NetworkEndpointGroup {
+    pub fn psc(&self) -> Option<&PscBackend> {
+        match &self.endpoints {
+            Endpoints::PrivateServiceConnect(backend) => Some(backend),
+            Endpoints::Serverless(_) => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +67,8 @@ pub enum Protocol {
 pub struct BackendService {
     pub protocol: Protocol,
     pub backends: Vec<Backend>,
-    /// Shown back; for a serverless backend the balancer waits 60 minutes whatever stands here.
+    /// How long a backend may take to answer. Only shown back for a serverless one, for which the balancer waits 60
+    /// minutes.
     pub timeout_s: u32,
     pub description: Option<String>,
 }
@@ -97,4 +137,29 @@ pub enum Target {
     HttpProxy { proxy: Link, ports: PortRange },
     /// A consumer endpoint. `target_written` is the link as the caller gave it: `target` shows it back unchanged.
     ServiceAttachment { attachment: Link, written: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Scope;
+
+    #[test]
+    fn a_stored_group_is_read_as_what_it_was() {
+        let link = |collection| Link::new(&"consumer-1".parse().unwrap(), Scope::Global, collection, "x");
+        let psc = PscBackend {
+            attachment: link("serviceAttachments"),
+            written: "x".into(),
+            network: link("networks"),
+            subnetwork: link("subnetworks"),
+            address: [10, 1, 0, 7].into(),
+            port: None,
+        };
+        let serverless = Serverless { service: Some("s".into()), tag: None, url_mask: None };
+        for endpoints in [Endpoints::PrivateServiceConnect(psc), Endpoints::Serverless(serverless)] {
+            let group = NetworkEndpointGroup { endpoints, description: Some("d".into()) };
+            let stored = serde_json::to_string(&group).unwrap();
+            assert_eq!(serde_json::from_str::<NetworkEndpointGroup>(&stored).unwrap(), group, "{stored}");
+        }
+    }
 }

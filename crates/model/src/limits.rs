@@ -101,6 +101,16 @@ pub const PROBE_CONNECT_MAX: Duration = Duration::from_millis(50);
 /// Between two connects of one startup probe: from this, doubling, to that.
 pub const PROBE_RETRY_MIN: Duration = Duration::from_millis(1);
 pub const PROBE_RETRY_MAX: Duration = Duration::from_millis(20);
+/// Requests that one backend of a load balancer answers at once; more are answered 503, `overflow`. Source: Envoy,
+/// circuit breaker, 1024.
+pub const BACKEND_REQUESTS_MAX: usize = 1_024;
+/// A connect to a backend of a load balancer that does not succeed within this has failed. Source: Envoy,
+/// `connect_timeout`, 5 s.
+pub const BACKEND_CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Connections to backends that the host is being asked for at the same time.
+pub const BACKEND_DIALS_MAX: usize = 16;
+/// A client may take this long to send a request's body to a backend. Source: none; the longest request of Cloud Run.
+pub const BACKEND_UPLOAD_MAX: Duration = Duration::from_secs(3_600);
 /// Idle connections kept to an instance are closed after this. Source: ALB, backend keep-alive, 600 s.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(600);
 /// Idle connections kept to one instance, over all sources; the one unused for longest goes first.

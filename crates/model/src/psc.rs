@@ -83,11 +83,11 @@ impl ConnectionStatus {
     }
 }
 
-/// One consumer endpoint's connection, stored with the attachment it targets (and alone once that is CLOSED).
+/// The connection of one consumer endpoint, be it a forwarding rule or a network endpoint group; stored with the attachment it targets (and alone once that is CLOSED).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Connection {
     pub endpoint: EndpointId,
-    /// The consumer's forwarding rule, by name.
+    /// The consumer's forwarding rule or network endpoint group, by name.
     pub rule: Link,
     pub consumer_network: Link,
     pub consumer_network_id: NetworkId,

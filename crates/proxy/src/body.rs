@@ -1,7 +1,7 @@
 //! Bodies on their way: streamed in both directions, counted, cut off at the limits, never collected.
 //!
-//! [`Upload`] carries a client's body to an instance, [`Reply`] an answer to the client. A reply holds everything that
-//! ends with it: the place at the instance, the deadline, the record in the log.
+//! [`Upload`] carries a client's body to whoever answers, [`Reply`] an answer to the client. A reply holds everything that
+//! ends with it: the place at the instance or backend, the deadline, the record in the log.
 
 use std::{
     cell::Cell,
@@ -13,10 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use model::limits::RUN_BODY_BYTES_MAX;
-use tokio::time::Sleep;
+use tokio::sync::Notify;
 
-use crate::{client::Turn, exchange::Exchange, refusal::Refusal, revision::Slot, upstream::Sender};
+use crate::{
+    backend::Seat,
+    client::Turn,
+    exchange::Exchange,
+    refusal::Refusal,
+    revision::Slot,
+    upstream::{Pool, Sender},
+};
 
 /// What became of a client's body, seen from the other side of the exchange.
 #[derive(Debug, Default)]
@@ -25,6 +31,16 @@ pub struct Meter {
     pub too_large: Cell<bool>,
     /// The client broke off.
     pub broken: Cell<bool>,
+    /// Nobody reads it any more: it is at its end, or the other side has had enough.
+    pub done: Cell<bool>,
+    over: Notify,
+}
+
+impl Meter {
+    /// Returns when the body is done.
+    pub async fn over(&self) {
+        self.over.notified().await;
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +51,27 @@ pub enum UploadError {
     Client(#[source] hyper::Error),
 }
 
-/// A request body with its limit.
+/// A request body with its limit, in bytes.
 pub struct Upload {
     inner: Incoming,
+    most: u64,
     meter: Option<Rc<Meter>>,
 }
 
 impl Upload {
     /// The body, and its meter if it has any bytes to count.
-    pub fn new(inner: Incoming) -> (Upload, Option<Rc<Meter>>) {
+    pub fn new(inner: Incoming, most: u64) -> (Upload, Option<Rc<Meter>>) {
         let meter = if inner.is_end_stream() { None } else { Some(Rc::new(Meter::default())) };
-        (Upload { inner, meter: meter.clone() }, meter)
+        (Upload { inner, most, meter: meter.clone() }, meter)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(meter) = &self.meter {
+            meter.done.set(true);
+            meter.over.notify_one();
+        }
     }
 }
 
@@ -60,7 +86,7 @@ impl Body for Upload {
             Poll::Ready(Some(Ok(frame))) => {
                 let more = frame.data_ref().map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX));
                 meter.bytes.set(meter.bytes.get().saturating_add(more));
-                if meter.bytes.get() > RUN_BODY_BYTES_MAX {
+                if meter.bytes.get() > self.most {
                     meter.too_large.set(true);
                     return Poll::Ready(Some(Err(UploadError::TooLarge)));
                 }
@@ -84,7 +110,7 @@ impl Body for Upload {
 pub enum ReplyError {
     #[error("the request reached its timeout")]
     Timeout,
-    #[error("the instance broke off its answer")]
+    #[error("whoever answered broke off")]
     Instance(#[source] hyper::Error),
 }
 
@@ -106,8 +132,26 @@ struct Stream {
     /// Kept for the next request when the answer came to its end.
     sender: Option<Sender>,
     from: Option<std::net::Ipv6Addr>,
-    deadline: Pin<Box<Sleep>>,
-    slot: Slot,
+    deadline: Deadline,
+    place: Place,
+}
+
+/// When an answer is cut off.
+pub type Deadline = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What a request occupies until its answer has ended.
+pub enum Place {
+    Instance(Slot),
+    Backend(Seat),
+}
+
+impl Place {
+    fn pool(&self) -> &Pool {
+        match self {
+            Place::Instance(slot) => &slot.instance.pool,
+            Place::Backend(seat) => seat.pool(),
+        }
+    }
 }
 
 impl Reply {
@@ -115,26 +159,26 @@ impl Reply {
         Reply { content: Content::Text((!text.is_empty()).then_some(text)), exchange, _turn: turn }
     }
 
-    pub fn stream(source: Source, exchange: Exchange, turn: Turn) -> Reply {
-        let Source { inner, sender, from, deadline, slot } = source;
-        let stream = Stream { inner, sender: Some(sender), from, deadline, slot };
-        Reply { content: Content::Stream(stream), exchange: Some(exchange), _turn: turn }
+    pub fn stream(source: Source, exchange: Option<Exchange>, turn: Turn) -> Reply {
+        let Source { inner, sender, from, deadline, place } = source;
+        let stream = Stream { inner, sender: Some(sender), from, deadline, place };
+        Reply { content: Content::Stream(stream), exchange, _turn: turn }
     }
 }
 
-/// An instance's answer with what it holds.
+/// The answer of an instance or a backend with what it holds.
 pub struct Source {
     pub inner: Incoming,
     pub sender: Sender,
     pub from: Option<std::net::Ipv6Addr>,
-    pub deadline: Pin<Box<Sleep>>,
-    pub slot: Slot,
+    pub deadline: Deadline,
+    pub place: Place,
 }
 
 impl Stream {
     fn keep_connection(&mut self) {
         if let Some(sender) = self.sender.take() {
-            self.slot.instance.pool.put(self.from, sender, Instant::now());
+            self.place.pool().put(self.from, sender, Instant::now());
         }
     }
 }
@@ -171,8 +215,8 @@ impl Body for Reply {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                if let Some(exchange) = exchange {
-                    exchange.broken_off(&stream.slot);
+                if let (Some(exchange), Place::Instance(slot)) = (exchange, &stream.place) {
+                    exchange.broken_off(slot);
                 }
                 Poll::Ready(Some(Err(ReplyError::Instance(error))))
             }

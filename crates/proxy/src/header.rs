@@ -55,6 +55,13 @@ impl Hop {
 
 /// Rewrites a request's head for the container.
 pub fn to_container(headers: &mut HeaderMap, hop: &Hop, trace: Trace) {
+    to_backend(headers, hop);
+    headers.insert(FORWARDED, hop.forwarded.clone());
+    trace.write(headers);
+}
+
+/// Rewrites a request's head for a backend that is a front end itself: the trace is its to begin.
+pub fn to_backend(headers: &mut HeaderMap, hop: &Hop) {
     strip(headers, Direction::Request);
     let forwarded_for = match headers.contains_key(&X_FORWARDED_FOR) {
         true => append(headers, &hop.forwarded_for),
@@ -62,20 +69,23 @@ pub fn to_container(headers: &mut HeaderMap, hop: &Hop, trace: Trace) {
     };
     headers.insert(X_FORWARDED_FOR.clone(), forwarded_for);
     headers.insert(X_FORWARDED_PROTO.clone(), hop.proto.clone());
-    headers.insert(FORWARDED, hop.forwarded.clone());
     if hop.balanced {
         headers.append(VIA, VIA_GOOGLE.clone());
     }
-    trace.write(headers);
+}
+
+/// Rewrites a backend's answer for the client.
+pub fn from_backend(headers: &mut HeaderMap, hop: &Hop) {
+    strip(headers, Direction::Response);
+    if hop.balanced {
+        headers.append(VIA, VIA_GOOGLE.clone());
+    }
 }
 
 /// Rewrites a container's or our own answer for the client.
 pub fn to_client(headers: &mut HeaderMap, hop: &Hop, trace: Trace) {
-    strip(headers, Direction::Response);
+    from_backend(headers, hop);
     headers.insert(SERVER, SERVER_NAME.clone());
-    if hop.balanced {
-        headers.append(VIA, VIA_GOOGLE.clone());
-    }
     headers.insert(X_CLOUD_TRACE_CONTEXT.clone(), trace.answer());
 }
 

@@ -4,8 +4,9 @@
 //! port below 1024, and it serves on when control is gone. One thread does everything, so state is plain cells.
 //!
 //! Start with [`request`] (one request), then [`revision`] (which instance), [`route`] (which service),
-//! [`invoker`] (who may). [`control`], [`sockets`] and [`outside`] are the three doors.
+//! [`invoker`] (who may), [`backend`] (a service that another balancer publishes). [`control`], [`sockets`] and [`outside`] are the three doors.
 
+mod backend;
 mod body;
 mod client;
 mod control;
@@ -28,7 +29,7 @@ use std::{
     cell::RefCell,
     io,
     os::unix::net::UnixListener as StdListener,
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -37,7 +38,7 @@ use ipc::Told;
 use model::limits::TOLD_MAX;
 use tokio::{net::UnixListener, task::LocalSet};
 
-use crate::{client::Clients, outbox::Outbox, plan::Plan, trace::Dice};
+use crate::{backend::Backends, client::Clients, outbox::Outbox, plan::Plan, trace::Dice};
 
 /// What a client hears when no more connections fit.
 const FULL: &str = "HTTP/1.1 503 Service Unavailable\r\nServer: Google Frontend\r\nContent-Type: text/plain\r\n\
@@ -49,6 +50,8 @@ pub struct Doors {
     control: StdListener,
     sockets: StdListener,
     outside: StdListener,
+    /// Where the host is asked for connections to backends.
+    backends: PathBuf,
 }
 
 impl Doors {
@@ -65,7 +68,8 @@ impl Doors {
             Ok(listener)
         };
         let control = bind("proxy.sock")?;
-        Ok(Doors { control, sockets: bind("proxy-sockets.sock")?, outside: bind("proxy-outside.sock")? })
+        let backends = run_dir.join("host-backends.sock");
+        Ok(Doors { control, sockets: bind("proxy-sockets.sock")?, outside: bind("proxy-outside.sock")?, backends })
     }
 }
 
@@ -74,6 +78,7 @@ struct Proxy {
     outbox: Rc<Outbox>,
     plan: RefCell<Plan>,
     clients: Clients,
+    backends: Backends,
     dice: Dice,
     /// Whether control has sent a whole plan yet.
     told: Told,
@@ -93,6 +98,7 @@ pub async fn serve(doors: Doors) -> io::Result<()> {
         plan: RefCell::new(Plan::new(outbox.clone())),
         outbox,
         clients: Clients::default(),
+        backends: Backends::new(doors.backends),
         dice: Dice::seeded(),
         told: Told::within(TOLD_MAX),
     });
@@ -118,6 +124,7 @@ async fn tick(proxy: Rc<Proxy>) {
         for revision in proxy.plan.borrow().revisions() {
             revision.tick(Instant::now());
         }
+        proxy.backends.tick(Instant::now());
     }
 }
 

@@ -31,8 +31,37 @@ pub enum Refusal {
     Malformed,
     ResponseTooLarge,
     Timeout,
+    /// A backend of the balancer gave no answer.
+    Reset(Reset),
     /// The client went away before there was an answer: nobody reads this one but the log.
     ClientGone,
+}
+
+/// What became of a request to a backend, as Envoy words it. Source: Envoy, `StreamResetReason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Nobody makes a connection for us.
+    NoSocket,
+    ConnectionFailure,
+    ConnectionTimeout,
+    ConnectionTermination,
+    /// More requests than one backend may have.
+    Overflow,
+    /// What came is no answer.
+    ProtocolError,
+}
+
+impl Reset {
+    fn text(self) -> &'static str {
+        match self {
+            Reset::NoSocket => "local connection failure",
+            Reset::ConnectionFailure => "connection failure",
+            Reset::ConnectionTimeout => "connection timeout",
+            Reset::ConnectionTermination => "connection termination",
+            Reset::Overflow => "overflow",
+            Reset::ProtocolError => "protocol error",
+        }
+    }
 }
 
 const DOCS: &str = "https://cloud.google.com/run/docs";
@@ -51,6 +80,8 @@ impl Refusal {
             Refusal::RevisionFailed | Refusal::Malformed => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::ResponseTooLarge => StatusCode::INTERNAL_SERVER_ERROR,
             Refusal::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Refusal::Reset(Reset::ProtocolError) => StatusCode::BAD_GATEWAY,
+            Refusal::Reset(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::ClientGone => StatusCode::from_u16(499).expect("499 has three digits"),
         }
     }
@@ -91,6 +122,7 @@ impl Refusal {
                 "The request has been terminated because it has reached the maximum request timeout. To change this \
                  limit, see {DOCS}/configuring/request-timeout"
             ),
+            Refusal::Reset(reset) => format!("The backend did not answer: {}.", reset.text()),
             Refusal::ClientGone => "The client disconnected before the response was sent.".into(),
         }
     }
@@ -132,6 +164,10 @@ impl Refusal {
                  seconds.",
             ),
             Refusal::Timeout => "upstream request timeout".into(),
+            Refusal::Reset(reset) => {
+                let text = "upstream connect error or disconnect/reset before headers. reset reason: ";
+                format!("{text}{}", reset.text()).into()
+            }
             Refusal::ClientGone => Bytes::new(),
         }
     }
@@ -153,6 +189,7 @@ impl Refusal {
             | Refusal::RevisionFailed
             | Refusal::Malformed
             | Refusal::Timeout
+            | Refusal::Reset(_)
             | Refusal::ClientGone => false,
         };
         let kind = if html { "text/html; charset=UTF-8" } else { "text/plain" };

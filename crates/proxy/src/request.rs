@@ -1,12 +1,13 @@
 //! One request, from its head to its answer: the order of the checks is the front end's.
 //!
 //! sane → route (404) → ingress (404) → invoker (401, 403) → revision → instance (429, 503) → container → timeout (504).
-//! Start with [`handle`].
+//! Start with [`handle`]. A route to a backend ends here: [`crate::backend`].
 
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv6Addr},
     rc::Rc,
+    time::Duration,
 };
 
 use http::{
@@ -18,8 +19,8 @@ use hyper::body::{Body, Incoming};
 use model::{limits::RUN_BODY_BYTES_MAX, planned::edge::Route, run::Ingress};
 
 use crate::{
-    Proxy,
-    body::{Meter, Reply, Source, Upload},
+    Proxy, backend,
+    body::{Deadline, Meter, Place, Reply, Source, Upload},
     client::{Client, Origin, Turn},
     exchange::{self, Arrival, Exchange, Head, Parties},
     header,
@@ -47,7 +48,10 @@ pub async fn handle(
         Ok((host, found))
     });
     let (host, found) = match found {
-        Ok(found) => found,
+        Ok((host, Found::Service(found))) => (host, found),
+        Ok((_, Found::Backend(target))) => {
+            return Ok(balance(&proxy, target, (parts, body), Ours { trace, turn }).await);
+        }
         Err(refusal) => return Ok(refuse(refusal, &uri, None, Ours { trace, turn })),
     };
     let scheme = match &client.origin {
@@ -61,9 +65,21 @@ pub async fn handle(
         Ok((mut answer, source)) => {
             header::to_client(&mut answer.headers, &client.hop, trace);
             exchange.answered(&answer);
-            Ok(Response::from_parts(answer, Reply::stream(source, exchange, turn)))
+            Ok(Response::from_parts(answer, Reply::stream(source, Some(exchange), turn)))
         }
         Err(refusal) => Ok(refuse(refusal, &uri, Some(exchange), Ours { trace, turn })),
+    }
+}
+
+/// A request that another front end answers.
+async fn balance(proxy: &Proxy, target: backend::Target, asked: (Parts, Incoming), ours: Ours) -> Response<Reply> {
+    let uri = asked.0.uri.clone();
+    match backend::pass_on(proxy, target, &ours.turn, asked).await {
+        Ok((mut answer, source)) => {
+            header::from_backend(&mut answer.headers, &ours.turn.client.hop);
+            Response::from_parts(answer, Reply::stream(source, None, ours.turn))
+        }
+        Err(refusal) => refuse(refusal, &uri, None, ours),
     }
 }
 
@@ -120,8 +136,14 @@ fn sane(parts: &mut Parts) -> Result<HeaderValue, Refusal> {
     if whole { Ok(host) } else { Err(Refusal::BadRequest) }
 }
 
+/// Where a request's route leads.
+enum Found {
+    Service(Reached),
+    Backend(backend::Target),
+}
+
 /// The service a request reached.
-struct Found {
+struct Reached {
     service: Rc<Service>,
     tag: Option<String>,
     /// The client as the log shows it.
@@ -130,7 +152,7 @@ struct Found {
     from: Option<Ipv6Addr>,
 }
 
-impl Found {
+impl Reached {
     fn listener(&self, client: &Client) -> Option<model::id::ListenerId> {
         match &client.origin {
             Origin::Listener { id, .. } => Some(*id),
@@ -152,6 +174,10 @@ fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Resul
                     let target = route::resolve(mask, host, path).ok_or(Refusal::NotFound)?;
                     (plan.service(&target.service), target.tag)
                 }
+                Route::Endpoint { endpoint, timeout_ms } => {
+                    let (network, timeout) = (listener.network, Duration::from_millis(*timeout_ms));
+                    return Ok(Found::Backend(backend::Target { network, endpoint: *endpoint, timeout }));
+                }
                 Route::NoBackend => return Err(Refusal::NoBackend),
             };
             let service = service.ok_or(Refusal::NotFound)?;
@@ -163,7 +189,7 @@ fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Resul
                 (Some(prefix), IpAddr::V4(peer)) => Some(upstream::source(prefix, *peer)),
                 (Some(_) | None, IpAddr::V4(_) | IpAddr::V6(_)) => None,
             };
-            Ok(Found { service, tag, remote: from.map_or(*peer, IpAddr::V6), from })
+            Ok(Found::Service(Reached { service, tag, remote: from.map_or(*peer, IpAddr::V6), from }))
         }
         Origin::Outside { peer, .. } => {
             let name = route::without_port(host).to_ascii_lowercase();
@@ -174,7 +200,7 @@ fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Resul
                     return Err(Refusal::NotFound);
                 }
             }
-            Ok(Found { service, tag: tag.map(str::to_owned), remote: *peer, from: None })
+            Ok(Found::Service(Reached { service, tag: tag.map(str::to_owned), remote: *peer, from: None }))
         }
     }
 }
@@ -182,7 +208,7 @@ fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Resul
 /// Everything between the route and the container's answer.
 async fn pass_on(
     proxy: &Proxy,
-    found: &Found,
+    found: &Reached,
     exchange: &mut Exchange,
     turn: &Turn,
     (mut parts, body): (Parts, Incoming),
@@ -205,11 +231,11 @@ async fn pass_on(
     }
     let timeout = revision.timeout();
     turn.limit(timeout);
-    let mut deadline = Box::pin(tokio::time::sleep(timeout));
+    let mut deadline: Deadline = Box::pin(tokio::time::sleep(timeout));
     header::to_container(&mut parts.headers, &turn.client.hop, trace);
     parts.version = Version::HTTP_11;
     let is_head = parts.method == Method::HEAD;
-    let (upload, meter) = Upload::new(body);
+    let (upload, meter) = Upload::new(body, RUN_BODY_BYTES_MAX);
     exchange.uploads(meter.clone());
     let errand = Errand { revision: &revision, from: found.from, meter };
     let sent = tokio::select! {
@@ -225,11 +251,12 @@ async fn pass_on(
     if !is_head && answer.headers.contains_key(CONTENT_LENGTH) && inner.size_hint().lower() > RUN_BODY_BYTES_MAX {
         return Err(Refusal::ResponseTooLarge);
     }
-    Ok((answer, Source { inner, sender: sent.sender, from: sent.from, deadline, slot: sent.slot }))
+    let place = Place::Instance(sent.slot);
+    Ok((answer, Source { inner, sender: sent.sender, from: sent.from, deadline, place }))
 }
 
 /// Other upgrades may be ignored (RFC 9110, 7.8), and clients offer `h2c` by habit.
-fn wants_websocket(headers: &HeaderMap) -> bool {
+pub fn wants_websocket(headers: &HeaderMap) -> bool {
     headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 

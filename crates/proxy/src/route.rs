@@ -33,7 +33,7 @@ pub fn choose<'a>(listener: &'a Listener, host: &str, path: &str) -> &'a Route {
         .map_or(&matcher.default, |(_, route)| route)
 }
 
-/// What a route names for this host and path; None when a mask does not fit or there is no backend.
+/// The service that a route names for this host and path; None when a mask does not fit or it leads to none.
 pub fn resolve(route: &Route, host: &str, path: &str) -> Option<Target> {
     match route {
         Route::Service { service, tag } => Some(Target { service: service.clone(), tag: tag.clone() }),
@@ -42,7 +42,7 @@ pub fn resolve(route: &Route, host: &str, path: &str) -> Option<Target> {
             let service = ServiceKey { project: project.clone(), region: region.clone(), name: found.service };
             Some(Target { service, tag: found.tag })
         }
-        Route::NoBackend => None,
+        Route::Endpoint { .. } | Route::NoBackend => None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Connections to instances: made from the endpoint's own address, kept, reused by the same source only.
+//! Connections to instances and to backends: made from the endpoint's own address, kept, reused by the same source only.
 //!
 //! Start with [`dial`] and [`Pool`].
 
@@ -78,15 +78,20 @@ pub async fn connect(
             Err(_) => (reach(Family::V4).await?, Family::V4),
         },
     };
+    Ok((speak(stream).await?, family))
+}
+
+/// Begins to speak HTTP/1.1 on a connection.
+pub async fn speak(stream: TcpStream) -> io::Result<Sender> {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tokio::task::spawn_local(async move {
         // How it ends is seen by whoever holds the sender.
         let _ = connection.await;
     });
-    Ok((sender, family))
+    Ok(sender)
 }
 
-/// Idle connections to one instance. A connection's source address belongs to one endpoint and is used for no other.
+/// Idle connections to one instance or backend. A connection's source address belongs to one endpoint and is used for no other.
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<Vec<Kept>>,
@@ -115,6 +120,10 @@ impl Pool {
             idle.remove(0);
         }
         idle.push(Kept { from, sender, since: now });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty()
     }
 
     pub fn close(&self) {

@@ -109,6 +109,7 @@ fn host_config(cloud: &CloudName, dirs: &Dirs, users: Option<Users>) -> host::ag
             seed: sshd::SEED.to_owned(),
         }),
         control_uid: users.and_then(|users| users.role(Role::Control)),
+        proxy_uid: users.and_then(|users| users.role(Role::Proxy)),
     }
 }
 

@@ -142,7 +142,7 @@ fn balancer(case: &Case) -> Option<&Balancer> {
     match &case.target {
         Target::Balancer(balancer) => Some(balancer),
         Target::Endpoint { balancer, .. } => balancer.as_ref(),
-        Target::Vm { .. } | Target::Reserved(_) | Target::Vacant(_) | Target::Elsewhere(_) => None,
+        Target::Vm { .. } | Target::Group(_) | Target::Reserved(_) | Target::Vacant(_) | Target::Elsewhere(_) => None,
     }
 }
 

@@ -30,7 +30,7 @@ pub fn table(kind: Kind) -> Rows {
 
 const LABELS: &str = "nothing selects by labels";
 const NO_DYNAMIC_ROUTES: &str = "there are no dynamic routes whose spread it would change";
-const ONE_ENDPOINT: &str = "a serverless backend is a single endpoint";
+const ONE_ENDPOINT: &str = "a backend is a single endpoint";
 const NO_DISK: &str = "a VM is a system container with one built-in root file system";
 
 const NETWORK: Rows = &[
@@ -99,6 +99,10 @@ const NETWORK_ENDPOINT_GROUP: Rows = &[
     ("description", Effective),
     ("networkEndpointType", Effective),
     ("cloudRun", Effective),
+    ("network", Effective),
+    ("subnetwork", Effective),
+    ("pscTargetService", Effective),
+    ("pscData.producerPort", Effective),
     ("annotations", Inert("metadata for people and tools")),
 ];
 
@@ -111,14 +115,14 @@ const BACKEND_SERVICE: Rows = &[
     ("backends.group", Effective),
     ("backends.description", Inert("a text for people")),
     ("backends.balancingMode", Inert(ONE_ENDPOINT)),
-    ("backends.capacityScaler", Inert(ONE_ENDPOINT)),
+    ("backends.capacityScaler", Inert("a backend is a single endpoint; for one of Private Service Connect only 1")),
     ("sessionAffinity", Inert(ONE_ENDPOINT)),
     ("affinityCookieTtlSec", Inert(ONE_ENDPOINT)),
     ("localityLbPolicy", Inert(ONE_ENDPOINT)),
-    ("circuitBreakers", Inert(ONE_ENDPOINT)),
+    ("circuitBreakers", Inert("a serverless backend is a single endpoint; refused for one of Private Service Connect")),
     ("connectionDraining", Inert("requests in flight always run to their end")),
-    ("port", Inert("serverless endpoint groups have no ports")),
-    ("portName", Inert("serverless endpoint groups have no ports")),
+    ("port", Inert("a network endpoint group says itself which port, if any")),
+    ("portName", Inert("a network endpoint group says itself which port, if any")),
     ("ipAddressSelectionPolicy", Only(&["IPV4_ONLY"], "networks carry IPv4 only")),
     ("fingerprint", Effective),
 ];

@@ -122,7 +122,8 @@ fn market() -> Market {
     insert("proxies", "10.9.0.0/26", Purpose::RegionalManagedProxy, Some(ProxyRole::Active));
     let nat = insert("nat", "10.8.0.0/16", Purpose::PrivateServiceConnect, None);
     let consumers = insert("consumers", "10.10.0.0/16", Purpose::Private, None);
-    let neg = lb::NetworkEndpointGroup { service: Some("s".into()), tag: None, url_mask: None, description: None };
+    let serverless = lb::Serverless { service: Some("s".into()), tag: None, url_mask: None };
+    let neg = lb::NetworkEndpointGroup { endpoints: lb::Endpoints::Serverless(serverless), description: None };
     let neg = scene.insert("neg", region(), neg).unwrap();
     let service =
         |backends| lb::BackendService { protocol: lb::Protocol::Http, backends, timeout_s: 30, description: None };
@@ -167,6 +168,19 @@ impl Market {
     fn endpoint(&self, name: &str) -> Link {
         let target = Target::ServiceAttachment { attachment: self.attachment.clone(), written: String::new() };
         self.scene.insert(name, region(), rule(&self.consumers, target)).unwrap()
+    }
+
+    fn group(&self, name: &str) -> Link {
+        let psc = lb::PscBackend {
+            attachment: self.attachment.clone(),
+            written: String::new(),
+            network: network(),
+            subnetwork: self.consumers.clone(),
+            address: UNDECIDED,
+            port: None,
+        };
+        let endpoints = lb::Endpoints::PrivateServiceConnect(psc);
+        self.scene.insert(name, region(), lb::NetworkEndpointGroup { endpoints, description: None }).unwrap()
     }
 }
 
@@ -232,6 +246,13 @@ fn planning_what_is_dirty_gives_what_planning_everything_gives() {
             a.spec.accept = if limit == 0 { vec![] } else { vec![AcceptEntry { consumer: consumer.clone(), limit }] };
         }
     };
+    let group = market.group("group");
+    check("a network endpoint group comes");
+    let backends = vec![lb::Backend { group: group.clone() }];
+    scene.change(second, |s: &mut Record<lb::BackendService>| s.spec.backends.clone_from(&backends)).unwrap();
+    check("a backend service gets it");
+    scene.change(second, |s: &mut Record<lb::BackendService>| s.spec.timeout_s = 5).unwrap();
+    check("which waits no longer than this");
     scene.change(attachment, list(0)).unwrap();
     check("an attachment lets nobody in");
     scene.change(attachment, list(1)).unwrap();
@@ -244,6 +265,14 @@ fn planning_what_is_dirty_gives_what_planning_everything_gives() {
     check("the other endpoint goes");
     scene.delete::<lb::ForwardingRule>(front).unwrap();
     check("the front of the load balancer goes");
+    scene
+        .delete::<vpc::Subnetwork>(&Link { collection: "subnetworks".into(), name: "proxies".into(), ..front.clone() })
+        .unwrap();
+    check("the subnet goes out of which the load balancer dials");
+    scene.change(second, |s: &mut Record<lb::BackendService>| s.spec.backends.clear()).unwrap();
+    check("a backend service loses its backend");
+    scene.delete::<lb::NetworkEndpointGroup>(&group).unwrap();
+    check("a network endpoint group goes");
     scene.delete::<vm::Instance>(&web).unwrap();
     check("a vm goes");
     scene.delete::<vpc::Firewall>(&wall).unwrap();
@@ -265,8 +294,9 @@ fn an_endpoint_or_a_vm_more_or_less_is_as_many_plans_however_many_there_are() {
     };
     let mut costs = Vec::new();
     for n in 0..300 {
-        let [endpoint, name] = [format!("endpoint-{n}"), format!("vm-{n}")];
+        let [endpoint, group, name] = ["endpoint", "group", "vm"].map(|word| format!("{word}-{n}"));
         let comes = cost(&|| drop(market.endpoint(&endpoint)));
+        assert_eq!(cost(&|| drop(market.group(&group))), comes, "an endpoint of another kind");
         let vm = cost(&|| drop(vm(&market.scene, &name, &market.consumers, &[]).unwrap()));
         costs.push((comes, vm));
     }

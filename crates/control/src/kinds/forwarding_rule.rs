@@ -1,28 +1,17 @@
-//! Forwarding rules: the front of a load balancer, or a consumer's Private Service Connect endpoint.
-//!
-//! An endpoint does not hold its attachment: the attachment may be deleted, and the endpoint is then CLOSED for good.
-//! So the attachment is no [`Reference`]; it is looked up once, when the endpoint is made.
+//! Forwarding rules: the front of a load balancer, or a consumer's Private Service Connect endpoint ([`super::endpoint`]).
 
 use model::{
     fault::Fault,
-    id::{EndpointId, ResourceId},
     lb::{self, ForwardingRule, Target},
     name::Link,
-    psc::{self, ConnectionStatus, ServiceAttachment},
+    psc::ServiceAttachment,
 };
 
 use crate::{
     kind::{Kind, Need, Object, Record, Reference},
-    kinds::{
-        holding::{self, Claim},
-        place,
-        service_attachment::{self, Round},
-        subnetwork,
-    },
-    ops::{Change, Txn},
-    psc::Reach,
-    random,
-    world::{PscConnection, World},
+    kinds::{endpoint, place, subnetwork},
+    ops::Txn,
+    world::World,
 };
 
 impl Kind for ForwardingRule {
@@ -102,14 +91,15 @@ impl Kind for ForwardingRule {
         admit_address(record, world)?;
         match &record.spec.target {
             Target::HttpProxy { proxy, .. } => admit_front(record, proxy, world),
-            Target::ServiceAttachment { attachment, .. } => connect(record, attachment, world, txn),
+            Target::ServiceAttachment { attachment, .. } => {
+                let ends = (&record.spec.network, attachment);
+                endpoint::connect(record, ends, ("target", "forwarding rule"), world, txn)
+            }
         }
     }
 
     fn retire(record: &Record<Self>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
-        if let Some(connection) = world.connections.get(&EndpointId(record.id.0)) {
-            disconnect(connection, world, txn);
-        }
+        endpoint::disconnect(record, world, txn);
         Ok(())
     }
 }
@@ -165,9 +155,8 @@ fn admit_global_access(record: &Record<ForwardingRule>, world: &World) -> Result
 
 fn admit_address(record: &mut Record<ForwardingRule>, world: &World) -> Result<(), Fault> {
     let spec = &record.spec;
-    place::same_project("network", &record.link, &spec.network)?;
-    let subnet = place::ordinary_subnet("subnetwork", &record.link, &spec.subnetwork, &spec.network, world)?;
-    let (address, reservation) = holding::claim(Claim::Use, "IPAddress", spec.address, &record.link, subnet, world)?;
+    let at = (&spec.network, &spec.subnetwork);
+    let (address, reservation) = endpoint::admit_address(&record.link, at, spec.address, world)?;
     record.spec.address = address;
     // A literal address that happens to be reserved uses the reservation, as an address link does.
     record.spec.reserved = reservation;
@@ -180,43 +169,4 @@ fn admit_front(record: &Record<ForwardingRule>, proxy: &Link, world: &World) -> 
     }
     let why = "An active proxy-only subnetwork is required in the same region and VPC as the forwarding rule.";
     Err(Fault::invalid_value("target", &proxy.url(), why))
-}
-
-/// A new endpoint joins its attachment, which decides on it at once.
-fn connect(record: &Record<ForwardingRule>, attachment: &Link, world: &World, txn: &mut Txn) -> Result<(), Fault> {
-    place::same_region("target", "service attachment", &record.link, "forwarding rule", attachment)?;
-    let target = world.get::<ServiceAttachment>(attachment).ok_or_else(|| Fault::not_found(attachment))?;
-    let consumer_network_id = world
-        .network_id(&record.spec.network)
-        .ok_or_else(|| place::missing("network", "network", &record.spec.network))?;
-    let producer_network = service_attachment::network_of(target, world)?;
-    let joining = PscConnection {
-        attachment: attachment.clone(),
-        attachment_id: target.id,
-        producer_network,
-        connection: psc::Connection {
-            endpoint: EndpointId(record.id.0),
-            rule: record.link.clone(),
-            consumer_network: record.spec.network.clone(),
-            consumer_network_id,
-            connection_id: ResourceId(random::resource_id()),
-            status: ConnectionStatus::Pending,
-            nat: None,
-            created: record.created,
-        },
-    };
-    Round { joining: Some(joining), ..Round::new(target, Reach::Waiting) }.settle(world, txn);
-    Ok(())
-}
-
-/// An endpoint goes: its place and, after quarantine, its NAT address fall to others.
-fn disconnect(gone: &PscConnection, world: &World, txn: &mut Txn) {
-    txn.push(Change::NoConnection(gone.connection.endpoint));
-    if let Some(nat) = gone.connection.nat {
-        service_attachment::quarantine(gone.producer_network, nat, txn);
-    }
-    let attachment = world.get::<ServiceAttachment>(&gone.attachment).filter(|a| a.id == gone.attachment_id);
-    if let Some(attachment) = attachment {
-        Round { leaving: Some(gone.connection.endpoint), ..Round::new(attachment, Reach::Waiting) }.settle(world, txn);
-    }
 }

@@ -1,9 +1,11 @@
-//! Serverless network endpoint groups. Immutable; the Cloud Run service need not exist.
+//! Network endpoint groups, immutable: serverless ones, whose Cloud Run service need not exist, and those that are a
+//! Private Service Connect endpoint for a load balancer ([`super::endpoint`]).
 
-use model::{fault::Fault, lb, name::Link};
+use model::{fault::Fault, lb, name::Link, psc::ServiceAttachment};
 
 use crate::{
     kind::{Kind, Need, Object, Record, Reference},
+    kinds::{endpoint, place},
     ops::Txn,
     world::World,
 };
@@ -25,7 +27,11 @@ impl Kind for lb::NetworkEndpointGroup {
     }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
-        vec![Need::on("compute.regionNetworkEndpointGroups.create", me)]
+        let own = Need::on("compute.regionNetworkEndpointGroups.create", me);
+        let uses = self.psc().map(|psc| {
+            [Need::on("compute.networks.use", &psc.network), Need::on("compute.subnetworks.use", &psc.subnetwork)]
+        });
+        std::iter::once(own).chain(uses.into_iter().flatten()).collect()
     }
 
     fn needs_to_update(&self, me: &Link) -> Vec<Need> {
@@ -37,34 +43,56 @@ impl Kind for lb::NetworkEndpointGroup {
     }
 
     fn references(&self) -> Vec<Reference> {
-        Vec::new()
+        let Some(psc) = self.psc() else { return Vec::new() };
+        vec![
+            Reference { field: "network", to: psc.network.clone() },
+            Reference { field: "subnetwork", to: psc.subnetwork.clone() },
+        ]
     }
 
     fn check(&self, _: Option<&Self>) -> Result<(), Fault> {
-        match (&self.service, &self.url_mask) {
-            (Some(service), Some(_)) => {
-                let why = "Exactly one of service and urlMask may be specified.";
-                Err(Fault::invalid_value("cloudRun.service", service, why))
+        match &self.endpoints {
+            lb::Endpoints::Serverless(serverless) => check_serverless(serverless),
+            lb::Endpoints::PrivateServiceConnect(psc) => {
+                place::of_collection("pscTargetService", ServiceAttachment::COLLECTION, &psc.attachment)
             }
-            (None, None) => {
-                let why = "Either service or urlMask must be specified.";
-                Err(Fault::invalid_value("cloudRun.service", "", why))
-            }
-            (None, Some(mask)) => match wrong_with(mask) {
-                Some(why) => Err(Fault::invalid_value("cloudRun.urlMask", mask, why)),
-                None if self.tag.is_some() => Err(Fault::not_enforced("resource.cloudRun.tag")),
-                None => Ok(()),
-            },
-            (Some(_), None) => Ok(()),
         }
     }
 
-    fn admit(_: &mut Record<Self>, _: Option<&Record<Self>>, _: &World, _: &mut Txn) -> Result<(), Fault> {
-        Ok(())
+    fn admit(record: &mut Record<Self>, old: Option<&Record<Self>>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
+        if old.is_some() {
+            return Ok(());
+        }
+        let link = record.link.clone();
+        let lb::Endpoints::PrivateServiceConnect(psc) = &mut record.spec.endpoints else { return Ok(()) };
+        psc.address = endpoint::admit_address(&link, (&psc.network, &psc.subnetwork), psc.address, world)?.0;
+        let (network, attachment) = (psc.network.clone(), psc.attachment.clone());
+        let words = ("pscTargetService", "network endpoint group");
+        endpoint::connect(record, (&network, &attachment), words, world, txn)
     }
 
-    fn retire(_: &Record<Self>, _: &World, _: &mut Txn) -> Result<(), Fault> {
+    fn retire(record: &Record<Self>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
+        endpoint::disconnect(record, world, txn);
         Ok(())
+    }
+}
+
+fn check_serverless(group: &lb::Serverless) -> Result<(), Fault> {
+    match (&group.service, &group.url_mask) {
+        (Some(service), Some(_)) => {
+            let why = "Exactly one of service and urlMask may be specified.";
+            Err(Fault::invalid_value("cloudRun.service", service, why))
+        }
+        (None, None) => {
+            let why = "Either service or urlMask must be specified.";
+            Err(Fault::invalid_value("cloudRun.service", "", why))
+        }
+        (None, Some(mask)) => match wrong_with(mask) {
+            Some(why) => Err(Fault::invalid_value("cloudRun.urlMask", mask, why)),
+            None if group.tag.is_some() => Err(Fault::not_enforced("resource.cloudRun.tag")),
+            None => Ok(()),
+        },
+        (Some(_), None) => Ok(()),
     }
 }
 

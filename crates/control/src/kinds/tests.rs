@@ -15,6 +15,7 @@ use model::{
     iam::Principal,
     lb,
     name::{Link, ProjectId, Scope},
+    psc,
     time::Timestamp,
     vm,
     vpc::{self, ProxyRole, Purpose},
@@ -210,7 +211,8 @@ fn what_is_referred_to_stays() {
 fn a_resource_stays_within_its_region_and_project() {
     let scene = Scene::new();
     scene.subnet("s", private("10.0.0.0/24")).unwrap();
-    let group = lb::NetworkEndpointGroup { service: Some("x".into()), tag: None, url_mask: None, description: None };
+    let serverless = lb::Serverless { service: Some("x".into()), tag: None, url_mask: None };
+    let group = lb::NetworkEndpointGroup { endpoints: lb::Endpoints::Serverless(serverless), description: None };
     let far = Scope::Region("us-east1".parse().unwrap());
     let group = scene.insert("g", far, group).unwrap();
     let service = lb::BackendService {
@@ -269,4 +271,86 @@ fn uid_ranges_of_one_transaction_and_of_the_world_never_meet() {
             holder: crate::world::Holder::Vm(network()),
         })));
     }
+}
+
+/// A published load balancer, and what a consumer in the same project may put in front of it.
+#[test]
+fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
+    let scene = Scene::new();
+    let proxies = subnet("10.9.0.0/26", Purpose::RegionalManagedProxy, Some(ProxyRole::Active));
+    scene.subnet("proxies", proxies).unwrap();
+    let nat = scene.subnet("nat", subnet("10.8.0.0/24", Purpose::PrivateServiceConnect, None)).unwrap();
+    let home = scene.subnet("home", private("10.1.0.0/24")).unwrap();
+    let service = |backends: &[&Link]| lb::BackendService {
+        protocol: lb::Protocol::Http,
+        backends: backends.iter().map(|group| lb::Backend { group: (*group).clone() }).collect(),
+        timeout_s: 30,
+        description: None,
+    };
+    let group = |endpoints| lb::NetworkEndpointGroup { endpoints, description: None };
+    let run = lb::Serverless { service: Some("x".into()), tag: None, url_mask: None };
+    let run = scene.insert("run", region(), group(lb::Endpoints::Serverless(run))).unwrap();
+    let first = scene.insert("first", region(), service(&[&run])).unwrap();
+    let map = lb::UrlMap { default_service: first, host_rules: vec![], path_matchers: vec![], description: None };
+    let map = scene.insert("map", region(), map).unwrap();
+    let proxy = lb::TargetHttpProxy { url_map: map, keepalive_s: None, description: None };
+    let proxy = scene.insert("proxy", region(), proxy).unwrap();
+    let front = lb::ForwardingRule {
+        address: holding::UNDECIDED,
+        reserved: None,
+        network: network(),
+        subnetwork: home.clone(),
+        target: lb::Target::HttpProxy { proxy, ports: vpc::PortRange { first: 80, last: 80 } },
+        global_access: false,
+        description: None,
+    };
+    let attachment = psc::ServiceAttachment {
+        target: scene.insert("front", region(), front).unwrap(),
+        preference: psc::Preference::AcceptAutomatic,
+        nat_subnets: vec![nat],
+        accept: vec![],
+        reject: vec![],
+        reconcile: false,
+        description: None,
+    };
+    let attachment = scene.insert("attachment", region(), attachment).unwrap();
+    let far = |name: &str, scope| {
+        let psc = lb::PscBackend {
+            attachment: attachment.clone(),
+            written: String::new(),
+            network: network(),
+            subnetwork: home.clone(),
+            address: holding::UNDECIDED,
+            port: None,
+        };
+        scene.insert(name, scope, group(lb::Endpoints::PrivateServiceConnect(psc)))
+    };
+    let refused = far("abroad", Scope::Region("us-east1".parse().unwrap())).unwrap_err();
+    assert!(refused.message.contains("must be in the same region"), "{refused}");
+    let [one, two] = ["one", "two"].map(|name| far(name, region()).unwrap());
+    for (backends, why) in
+        [([&one, &two], "only one Private Service Connect network endpoint group"), ([&one, &run], "different types")]
+    {
+        let refused = scene.insert("refused", region(), service(&backends)).unwrap_err();
+        assert!(refused.message.contains(why), "{refused}");
+    }
+    let https = lb::BackendService { protocol: lb::Protocol::Https, ..service(&[&one]) };
+    assert_eq!(scene.insert("refused", region(), https).unwrap_err().code, Code::Unimplemented);
+    let patient = lb::BackendService { timeout_s: 5, ..service(&[&one]) };
+    let patient = scene.insert("patient", region(), patient).unwrap();
+    let scaled = |value: serde_json::Value| {
+        scene.change(&patient, |s: &mut Record<lb::BackendService>| {
+            s.inert.insert("backends".into(), serde_json::json!([{ "capacityScaler": value }]));
+        })
+    };
+    assert!(scaled(1.0.into()).is_ok());
+    assert!(scaled(0.5.into()).unwrap_err().message.contains("Capacity scaler is not supported"));
+    let in_use = scene.delete::<lb::NetworkEndpointGroup>(&one).unwrap_err();
+    assert!(in_use.message.contains("is already being used by"), "{in_use}");
+    scene.delete::<lb::NetworkEndpointGroup>(&two).unwrap();
+    // Its address is free again, and that of the other is held.
+    let world = scene.control.read();
+    let held = world.by_id::<lb::NetworkEndpointGroup>(world.get::<lb::NetworkEndpointGroup>(&one).unwrap().id.0);
+    let address = held.unwrap().spec.psc().unwrap().address;
+    assert_eq!(world.holders(&home, address).collect::<Vec<_>>(), [&one]);
 }

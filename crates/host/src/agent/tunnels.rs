@@ -1,37 +1,47 @@
-//! Connections into VMs for the tunnels of the Identity-Aware Proxy: who carries them has no network of its own.
+//! Connections for those who have no network of their own: into VMs for the tunnels of the Identity-Aware Proxy, and to
+//! backends for the load balancer.
 
 use std::{
-    io,
     net::SocketAddrV4,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
-    },
-    sync::mpsc::SyncSender,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    sync::mpsc::{SyncSender, sync_channel},
 };
 
-use model::{
-    id::WorkloadId,
-    planned::host::{Attach, Dial, Dialled},
+use model::planned::{
+    edge::DialBackend,
+    host::{Attach, Dial},
 };
+use serde::de::DeserializeOwned;
 
-use super::{Agent, CellError, Heard, TAKE_MAX, chain};
+use super::{Agent, Heard, TAKE_MAX, chain};
 use crate::sandboxes::Sandboxes;
 
-/// Takes one question from each connection. Control alone may connect, so they are read one after the other.
-pub(super) fn accept(listener: &UnixListener, tell: &SyncSender<Heard>) {
+/// A socket that may still be connecting, or why there is none.
+pub(super) type Outcome = Result<OwnedFd, String>;
+
+/// Takes one question from each connection. One process alone may connect, so they are read and answered one after the
+/// other: whoever asks more waits longer, and nobody else does.
+pub(super) fn accept<Q: DeserializeOwned>(
+    listener: &UnixListener,
+    tell: &SyncSender<Heard>,
+    ask: fn(Q, SyncSender<Outcome>) -> Heard,
+) {
     for stream in listener.incoming() {
         let read = stream.and_then(|stream| {
             stream.set_read_timeout(Some(TAKE_MAX))?;
             stream.set_write_timeout(Some(TAKE_MAX))?;
             let mut receiver = ipc::Receiver::new(stream.try_clone()?);
-            Ok((stream, receiver.recv::<Dial>()?))
+            Ok((stream, receiver.recv::<Q>()?))
         });
         match read {
-            Ok((stream, Some((dial, _)))) => {
-                if tell.send(Heard::Dial(stream, dial)).is_err() {
+            Ok((stream, Some((question, _)))) => {
+                let (answer, answered) = sync_channel(1);
+                if tell.send(ask(question, answer)).is_err() {
                     return;
                 }
+                let Ok(outcome) = answered.recv() else { return };
+                // Who asked and went away needs no answer.
+                let _ = ipc::answer_socket(&stream, outcome);
             }
             // One that ended without a question, or that was none.
             Ok((_, None)) => {}
@@ -41,26 +51,20 @@ pub(super) fn accept(listener: &UnixListener, tell: &SyncSender<Heard>) {
 }
 
 impl<S: Sandboxes> Agent<S> {
-    pub(super) fn dial(&mut self, stream: &UnixStream, dial: &Dial) {
-        // Who asked and went away needs no answer.
-        let _ = match self.connect(&dial.workload, dial.port) {
-            Ok(Ok(socket)) => ipc::send(stream, &Dialled::Begun, &[socket.as_fd()]),
-            Ok(Err(error)) => refuse(stream, error.to_string()),
-            Err(error) => refuse(stream, chain(&error)),
-        };
-    }
-
     /// To the workload's own address in the network it is attached to, and to no other.
-    fn connect(&mut self, workload: &WorkloadId, port: u16) -> Result<io::Result<OwnedFd>, CellError> {
+    pub(super) fn dial(&mut self, Dial { workload, port }: &Dial) -> Outcome {
         let attach = self.workloads.get(workload).filter(|w| w.is_running()).and_then(|w| w.attach());
         let Some(Attach::Vpc { network, address, .. }) = attach else {
-            return Ok(Err(io::Error::new(io::ErrorKind::NotFound, format!("no VM {workload} runs here"))));
+            return Err(format!("no VM {workload} runs here"));
         };
-        let (network, to) = (*network, SocketAddrV4::new(*address, port));
-        Ok(self.hands.dial(network, to)?)
+        let (network, to) = (*network, SocketAddrV4::new(*address, *port));
+        self.hands.dial(network, to).map_err(|error| chain(&error))?.map_err(|error| error.to_string())
     }
-}
 
-fn refuse(stream: &UnixStream, why: String) -> io::Result<()> {
-    ipc::send(stream, &Dialled::Refused { why }, &[])
+    pub(super) fn dial_backend(&mut self, DialBackend { network, endpoint }: DialBackend) -> Outcome {
+        match self.hands.dial_backend(network, endpoint).map_err(|error| chain(&error))? {
+            Some(begun) => begun.map_err(|error| error.to_string()),
+            None => Err(format!("the load balancer of network {network} has no backend {endpoint}")),
+        }
+    }
 }

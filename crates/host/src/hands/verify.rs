@@ -72,7 +72,7 @@ impl Hands {
             let others = vpc.links().map(|link| match link {
                 Link::ToProducer(other) | Link::FromConsumer(other) => other,
             });
-            let edge = (!vpc.plan().vips.is_empty()).then(|| names::edge_ns(*network));
+            let edge = vpc.has_edge().then(|| names::edge_ns(*network));
             others.chain([*network]).map(names::vpc_ns).chain(edge).collect::<Vec<_>>()
         };
         self.vpcs.iter().flat_map(of).chain([names::FABRIC_NS.to_owned()]).collect()
@@ -143,7 +143,7 @@ impl View<'_> {
     fn router_links(&self, network: NetworkId) -> BTreeSet<IfName> {
         let mut wanted = BTreeSet::from(names::mux());
         for (other, vpc) in &self.hands.vpcs {
-            wanted.extend((*other == network && !vpc.plan().vips.is_empty()).then(names::to_edge));
+            wanted.extend((*other == network && vpc.has_edge()).then(names::to_edge));
             // Links are asked for at either end.
             for (consumer, producer) in vpc.links().map(|link| ends_of(*other, link)) {
                 wanted.extend((consumer == network).then(|| names::outgoing(producer)));

@@ -47,6 +47,10 @@ impl Vpc {
     pub(super) fn links(&self) -> impl Iterator<Item = Link> {
         self.held.links()
     }
+
+    pub(super) fn has_edge(&self) -> bool {
+        self.held.has_edge()
+    }
 }
 
 impl Hands {
@@ -71,7 +75,7 @@ impl Hands {
         let holds = self.vpcs.get_mut(&network).is_some_and(|vpc| std::mem::replace(&mut vpc.holds, false));
         let laid = if holds { links.into_iter().try_for_each(|link| self.link(network, link)) } else { Ok(()) };
         let zones = consumers.into_iter().filter_map(|c| Some((c, self.zone(network, c)?))).collect();
-        let had_vips = self.plan(network).is_some_and(|plan| !plan.vips.is_empty());
+        let had_edge = self.vpcs.get(&network).is_some_and(Vpc::has_edge);
         let Some(vpc) = self.vpcs.get_mut(&network) else { return laid };
         // Whatever fails from here on, the plan is the new one.
         let changed = vpc.held.change(change, &zones);
@@ -80,14 +84,14 @@ impl Hands {
         if !holds {
             return self.converge_vpc(network);
         }
-        let has_vips = !vpc.held.plan().vips.is_empty();
-        if has_vips {
-            self.edge(network, had_vips.then_some(&changed.edge))?;
+        let has_edge = vpc.has_edge();
+        if has_edge {
+            self.edge(network, had_edge.then_some(&changed.edge))?;
         }
         self.space_mut(&names::vpc_ns(network)).change(&changed.router)?;
         self.settings(network)?;
         self.forget_connections(network)?;
-        if had_vips && !has_vips {
+        if had_edge && !has_edge {
             self.drop_edge(network)?;
         }
         for link in changed.unlinked {
@@ -102,17 +106,17 @@ impl Hands {
     fn converge_vpc(&mut self, network: NetworkId) -> Result<(), KernelError> {
         let Some(vpc) = self.vpcs.get(&network) else { return Ok(()) };
         let links: Vec<Link> = vpc.held.links().collect();
-        let plan = vpc.held.plan().clone();
+        let (plan, has_edge) = (vpc.held.plan().clone(), vpc.has_edge());
         self.router(network)?;
         links.into_iter().try_for_each(|link| self.link(network, link))?;
-        if !plan.vips.is_empty() {
+        if has_edge {
             self.edge(network, None)?;
         }
         let zones = self.zones(network);
         self.space_mut(&names::vpc_ns(network)).converge(&vpc::router(&plan, &zones))?;
         self.settings(network)?;
         self.forget_connections(network)?;
-        if plan.vips.is_empty() {
+        if !has_edge {
             self.drop_edge(network)?;
         }
         if let Some(vpc) = self.vpcs.get_mut(&network) {

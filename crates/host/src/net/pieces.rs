@@ -79,7 +79,20 @@ fn reached(address: Ipv4Addr, reach: Reach) -> Piece {
     match reach {
         Reach::Everywhere => element("everywhere", point(address.octets().to_vec())),
         Reach::Region(number) => element("regional", point(key(&[&number.to_ne_bytes(), &address.octets()]))),
+        Reach::Balancer { from, port } => {
+            let dialled = key(&[&from.octets(), &address.octets(), &port.to_be_bytes()]);
+            element("backends", point(dialled))
+        }
     }
+}
+
+/// An address of the proxy's namespace, and the way there.
+fn edge_address(address: Ipv4Addr) -> [Piece; 3] {
+    [
+        Piece::Route(Route::host(address, Hop::Via(HOP.into(), names::to_edge()))),
+        Piece::Neighbour(Neighbour { at: names::to_edge(), address: HOP.into(), mac: cable::EDGE_MAC }),
+        Piece::Local(address),
+    ]
 }
 
 fn tag_elements(port: &Port, tagged: &Tagged) -> Vec<Piece> {
@@ -88,27 +101,29 @@ fn tag_elements(port: &Port, tagged: &Tagged) -> Vec<Piece> {
 }
 
 fn vip(vip: &Vip) -> Vec<Piece> {
-    vec![
-        Piece::Route(Route::host(vip.address, Hop::Via(HOP.into(), names::to_edge()))),
-        Piece::Neighbour(Neighbour { at: names::to_edge(), address: HOP.into(), mac: cable::EDGE_MAC }),
-        Piece::Local(vip.address),
-        element("vips", service(vip.address, vip.ports)),
-        reached(vip.address, vip.reach),
-    ]
+    let own = [element("vips", service(vip.address, vip.ports)), reached(vip.address, vip.reach)];
+    edge_address(vip.address).into_iter().chain(own).collect()
 }
 
 fn endpoint(endpoint: &ConsumerEndpoint) -> Vec<Piece> {
+    // The load balancer tries in vain what does not forward, as a VM would.
+    let mut pieces = match endpoint.reach {
+        Reach::Balancer { from, .. } => edge_address(from).to_vec(),
+        Reach::Everywhere | Reach::Region(_) => Vec::new(),
+    };
     let Some(producer) = endpoint.producer else {
         // An endpoint that does not forward is silent, unlike an address that is nobody's.
-        return vec![Piece::Route(Route::host(endpoint.address, Hop::Blackhole))];
+        pieces.push(Piece::Route(Route::host(endpoint.address, Hop::Blackhole)));
+        return pieces;
     };
     let at = names::outgoing(producer);
-    vec![
+    pieces.extend([
         Piece::Link(Link::ToProducer(producer)),
         Piece::Route(Route::host(endpoint.address, Hop::Via(HOP.into(), at.clone()))),
         Piece::Neighbour(Neighbour { at, address: HOP.into(), mac: cable::INCOMING_MAC }),
         reached(endpoint.address, endpoint.reach),
-    ]
+    ]);
+    pieces
 }
 
 fn published(p: &PublishedEndpoint, zones: &Zones) -> Vec<Piece> {
@@ -202,6 +217,12 @@ impl Held {
 
     pub fn wants(&self, link: Link) -> bool {
         self.pieces.contains_key(&Piece::Link(link))
+    }
+
+    /// Whether the proxy has a namespace here: somebody wants an address in it.
+    pub fn has_edge(&self) -> bool {
+        let all = Piece::Local(Ipv4Addr::UNSPECIFIED)..=Piece::Local(Ipv4Addr::BROADCAST);
+        self.pieces.range(all).next().is_some()
     }
 
     pub fn links(&self) -> impl Iterator<Item = Link> {

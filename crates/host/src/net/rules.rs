@@ -75,6 +75,10 @@ pub fn not_to(name: &IfName) -> Step {
     Step::Compare(Load::OutputName, Comparison::NotEqual, name.padded().to_vec())
 }
 
+pub fn not_to_any(prefix: &str) -> Step {
+    Step::Compare(Load::OutputName, Comparison::NotEqual, prefix.as_bytes().to_vec())
+}
+
 pub fn protocol(number: u8) -> Step {
     Step::Compare(Load::L4Proto, Comparison::Equal, vec![number])
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  VM ── p-… ┐                         ┌ o-<producer> ══ i-<this VPC> in the producer's router
-//!  VM ── p-… ┤  consumer: firewall,    ├ edge0 ── vpc0, the namespace of the proxy's sockets
+//!  VM ── p-… ┤  consumer: firewall,    ├ edge0 ── vpc0, the namespace of the proxy's sockets, which may dial o-…
 //!            │  routes only            ├ iap0 ── vpc0, the namespace of tunnels into this VPC, once one was opened
 //!  i-<consumer> ═ producer: zone, DNAT to the VIP, SNAT to the endpoint's NAT address ─ edge0
 //!                 replies: marked with their link by the NAT address ─ mux0 ─ forwarded into i-<consumer>
@@ -24,7 +24,11 @@ use model::{
     vpc::{Action, Direction, PortRange},
 };
 
-use super::{pieces, rules::*, state::Wanted};
+use super::{
+    pieces::{self, Piece},
+    rules::*,
+    state::Wanted,
+};
 use crate::{
     names::{self, INCOMING_PREFIX, OUTGOING_PREFIX, PORT_PREFIX},
     net::cable,
@@ -90,9 +94,10 @@ pub fn shell() -> Wanted {
     Wanted { tables: vec![table], ..Wanted::default() }
 }
 
-/// What the proxy's namespace should hold: the VIPs as its own addresses, and one way out.
+/// What the proxy's namespace should hold: the VIPs and what it dials from as its own addresses, and one way out.
 pub fn edge(plan: &VpcPlan) -> Wanted {
-    let mut routes: BTreeSet<_> = plan.vips.values().map(|vip| Route::local(vip.address)).collect();
+    let local = |piece| if let Piece::Local(address) = piece { Some(Route::local(address)) } else { None };
+    let mut routes: BTreeSet<_> = pieces::all(plan, &Zones::new()).filter_map(local).collect();
     routes.insert(Route::default_v4(Hop::Via(HOP.into(), names::to_vpc())));
     let neighbours = [Neighbour { at: names::to_vpc(), address: HOP.into(), mac: cable::ROUTER_MAC }].into();
     Wanted { routes, neighbours, mark_rules: BTreeSet::new(), tables: Vec::new() }
@@ -132,7 +137,7 @@ fn table(settings: &VpcSettings) -> Table {
 }
 
 /// The sets into which members put their elements; beside them those of [`tag_sets`].
-const MEMBER_SETS: [&str; 13] = [
+const MEMBER_SETS: [&str; 14] = [
     "ports",
     "cut",
     "zone_of",
@@ -146,6 +151,7 @@ const MEMBER_SETS: [&str; 13] = [
     "region_of",
     "regional",
     "everywhere",
+    "backends",
 ];
 
 /// The set of this name, empty.
@@ -157,6 +163,7 @@ pub fn shape(name: &str) -> Set {
         "zone_of" => (vec![InterfaceName], Some(Zone)),
         "link_of" | "region_of" => (vec![Ipv4], Some(Mark)),
         "regional" => (vec![Mark, Ipv4], None),
+        "backends" => (vec![Ipv4, Ipv4, Port], None),
         "vips" | "psc_vips" => return ranges(vec![Ipv4, Port], []),
         // Addresses that were cut off, those that are reached from every region, and those of the VMs with a tag.
         _ => (vec![Ipv4], None),
@@ -322,7 +329,18 @@ fn from_edge() -> Vec<Rule> {
     vec![
         rule("to a consumer", known().into_iter().chain([through_endpoint(), to(&mux)]), Verdict::Accept),
         rule("to a vm", known().into_iter().chain([not_through_endpoint(), to_any(PORT_PREFIX)]), Verdict::Accept),
-        rule("the load balancer opens nothing", [], Verdict::Drop),
+        rule("opened by others", [not_to_any(OUTGOING_PREFIX)], Verdict::Drop),
+        rule("connections of this vpc", [], Verdict::Jump("cap")),
+        rule(
+            "to a backend",
+            [
+                state(ct::NEW | ct::ESTABLISHED),
+                protocol(TCP),
+                member(&[Load::SourceIp, Load::DestinationIp, Load::DestinationPort], "backends"),
+            ],
+            Verdict::Accept,
+        ),
+        rule("the load balancer opens nothing else", [], Verdict::Drop),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{ListenerId, NetworkId, WorkloadId},
+    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
     name::{ProjectId, Region},
     record::RequestRecord,
     run::{Ingress, Probe, RevisionKey, ServiceKey},
@@ -59,6 +59,8 @@ pub enum Route {
     Service { service: ServiceKey, tag: Option<String> },
     /// A serverless NEG with a URL mask such as `<service>.example.com/<tag>` or `/<service>`.
     Mask { project: ProjectId, region: Region, mask: String },
+    /// A Private Service Connect NEG in the listener's network, and how long it may take to answer.
+    Endpoint { endpoint: EndpointId, timeout_ms: u64 },
     /// A backend service without backends: 404 `fault filter abort`.
     NoBackend,
 }
@@ -224,6 +226,15 @@ pub enum Sockets {
     Unlisten(ListenerId),
     /// No listener but those sent since the connection was made.
     Complete,
+}
+
+/// Proxy to host, on a connection of its own: a connection to a backend is wanted. Not to an address: which one it is,
+/// and from which address of the network's balancer it is dialled, is the host's to know. The answer is a socket that may
+/// still be connecting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialBackend {
+    pub network: NetworkId,
+    pub endpoint: EndpointId,
 }
 
 /// First line of a connection that the door hands to the proxy over its Unix socket, as JSON and a newline; after it

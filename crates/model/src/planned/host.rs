@@ -167,21 +167,12 @@ pub enum FromHost {
 }
 
 /// Control to host, on a connection of its own: a tunnel of the Identity-Aware Proxy is to be connected to a port of a
-/// VM. Not to an address: which one it is, and in which VPC, is the host's to know.
+/// VM. Not to an address: which one it is, and in which VPC, is the host's to know. The answer is a socket that may still be
+/// connecting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dial {
     pub workload: WorkloadId,
     pub port: u16,
-}
-
-/// The host's answer to [`Dial`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Dialled {
-    /// Beside it: the socket, which may still be connecting.
-    Begun,
-    Refused {
-        why: String,
-    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -59,6 +59,11 @@ pub enum Reach {
     Everywhere,
     /// From VMs of this region, by number.
     Region(u32),
+    /// From no VM, only from the network's own load balancer, which dials this port from this address.
+    Balancer {
+        from: Ipv4Addr,
+        port: u16,
+    },
 }
 
 impl Port {

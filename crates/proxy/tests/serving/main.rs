@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backend;
 mod load;
 mod path;
 mod refusals;

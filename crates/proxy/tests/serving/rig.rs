@@ -6,10 +6,16 @@ use std::{
     convert::Infallible,
     future::Future,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::{fd::AsFd, unix::net::UnixStream as StdUnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+    },
     path::PathBuf,
     rc::Rc,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,10 +25,10 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, client::conn::http1::SendRequest, service::service_fn};
 use hyper_util::rt::TokioIo;
 use model::{
-    id::{ListenerId, NetworkId, WorkloadId},
+    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
     planned::edge::{
-        EdgeInstance, EdgeItem, EdgeKey, EdgeRevision, EdgeService, EdgeTraffic, FromProxy, InstancePhase, Invokers,
-        Listener, Route, Sockets, ToProxy,
+        DialBackend, EdgeInstance, EdgeItem, EdgeKey, EdgeRevision, EdgeService, EdgeTraffic, FromProxy, InstancePhase,
+        Invokers, Listener, Route, Sockets, ToProxy,
     },
     record::RequestRecord,
     run::{Ingress, Probe, RevisionKey, ServiceKey},
@@ -38,6 +44,7 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(20);
 pub const LISTENER: ListenerId = ListenerId(7);
 pub const NETWORK: NetworkId = NetworkId(1);
+pub const BACKEND: EndpointId = EndpointId(9);
 
 pub fn run<F: Future<Output = ()>>(scene: impl FnOnce(Rig) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -99,6 +106,33 @@ impl Rig {
         ipc::send(&self.host, &Sockets::Unlisten(LISTENER), &[]).unwrap();
     }
 
+    /// The host makes connections to the backend at this address. Returns how often it was asked, and for what last.
+    pub fn host_dials(&self, backend: SocketAddr) -> Dialled {
+        let asked = Dialled::default();
+        let door = StdUnixListener::bind(self.dir.join("host-backends.sock")).unwrap();
+        let memory = asked.clone();
+        std::thread::spawn(move || {
+            for stream in door.incoming() {
+                let stream = stream.unwrap();
+                let question = ipc::Receiver::new(stream.try_clone().unwrap()).recv::<DialBackend>();
+                let Ok(Some((question, _))) = question else { continue };
+                memory.lock().unwrap().push(question);
+                let begun = begin(backend).map_err(|e| e.to_string());
+                let _ = ipc::answer_socket(&stream, begun);
+            }
+        });
+        asked
+    }
+
+    /// A listener whose one backend is a Private Service Connect endpoint.
+    pub async fn balancer(&self, timeout_ms: u64) -> SocketAddr {
+        let default = Route::Endpoint { endpoint: BACKEND, timeout_ms };
+        self.control.set(EdgeItem::Listener(LISTENER, Box::new(Listener { default, ..listener() }))).await;
+        self.control.send(&ToProxy::Complete).await;
+        self.control.mark().await;
+        self.listen().await
+    }
+
     /// A connection from the door.
     pub async fn outside(&self) -> UnixStream {
         UnixStream::connect(self.dir.join("proxy-outside.sock")).await.unwrap()
@@ -121,6 +155,21 @@ impl Rig {
         self.control.set(EdgeItem::Revision(shop_1(), Box::new(revision))).await;
         self.control.send(&ToProxy::Complete).await;
         self.control.mark().await;
+    }
+}
+
+/// What the host was asked for.
+pub type Dialled = Arc<Mutex<Vec<DialBackend>>>;
+
+/// A socket that is being connected.
+fn begin(to: SocketAddr) -> std::io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -3,11 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
-    },
-    path::{Path, PathBuf},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::PathBuf,
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -36,7 +33,7 @@ use model::{
     lb,
     limits::{CONSENT_LIFETIME, IAP_CONNECT_MAX, TOKEN_LIFETIME},
     name::{Link, Scope},
-    planned::{self, edge::Outside, host::Dialled},
+    planned::{self, edge::Outside},
     psc,
     run::ServiceKey,
     time::Timestamp,
@@ -210,24 +207,13 @@ impl Dial for ToVms {
     fn dial(&self, vm: WorkloadId, port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
         let path = self.0.clone();
         Box::pin(async move {
-            let begun = tokio::task::spawn_blocking(move || ask_host(&path, vm, port)).await??;
+            let question = planned::host::Dial { workload: vm, port };
+            let ask = move || ipc::ask_socket(&path, &question, IAP_CONNECT_MAX);
+            let begun = tokio::task::spawn_blocking(ask).await??;
             let stream = TcpStream::from_std(begun.into())?;
             stream.writable().await?;
             stream.take_error()?.map_or(Ok(stream), Err)
         })
-    }
-}
-
-/// A socket that is being connected.
-fn ask_host(path: &Path, workload: WorkloadId, port: u16) -> io::Result<OwnedFd> {
-    let stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(IAP_CONNECT_MAX))?;
-    stream.set_write_timeout(Some(IAP_CONNECT_MAX))?;
-    ipc::send(&stream, &planned::host::Dial { workload, port }, &[])?;
-    match ipc::Receiver::new(stream).recv::<Dialled>()? {
-        Some((Dialled::Begun, mut sockets)) => sockets.pop().ok_or_else(|| io::ErrorKind::InvalidData.into()),
-        Some((Dialled::Refused { why }, _)) => Err(io::Error::other(why)),
-        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

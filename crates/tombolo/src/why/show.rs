@@ -81,6 +81,7 @@ fn what(target: &Target) -> String {
         Target::Vm { vm, .. } => format!("the VM {vm}"),
         Target::Balancer(balancer) => format!("the load balancer {}", balancer.rule),
         Target::Endpoint { rule, attachment, .. } => format!("the endpoint {rule} of {attachment}"),
+        Target::Group(group) => format!("the network endpoint group {group}"),
         Target::Reserved(address) => format!("the reserved address {address}"),
         Target::Vacant(subnet) => format!("nobody's address in {subnet}"),
         Target::Elsewhere(_) => "no address of this network".to_owned(),

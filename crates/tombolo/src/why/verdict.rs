@@ -167,6 +167,10 @@ fn lost(case: &Case, port: u16, seen: &Seen) -> Verdict {
         Target::Vm { vm, .. } => {
             Verdict::new("silent", format!("The packet was handed to {vm}, which does not answer."))
         }
+        Target::Group(group) => {
+            let what = format!("{group} has this address, which only the load balancer in front of it dials.");
+            Verdict::new("address-of-backend", what)
+        }
         Target::Reserved(address) => {
             Verdict::new("address-unused", format!("{address} is reserved, and nothing uses it.")).mend(format!(
                 "gcloud compute forwarding-rules create … --address={} --project={}",
@@ -262,6 +266,11 @@ fn refused(request: &Request, status: u16) -> Option<Verdict> {
             }
             _ => {}
         }
+    }
+    if let (Some(Route::Endpoint { .. }), 502..=504) = (&request.route, status) {
+        let what = "The Private Service Connect backend of the load balancer does not answer, or answers so itself.";
+        let look = "gcloud compute network-endpoint-groups describe …   # pscData.pscConnectionStatus";
+        return Some(Verdict::new("backend-does-not-answer", what).mend(look));
     }
     let backend = request.backend.as_ref()?;
     let key = &backend.service;

@@ -181,7 +181,7 @@ fn read_address(fields: &Fields<'_>) -> Result<(Ipv4Addr, Option<Link>), Fault> 
 }
 
 /// Network and subnet; each may follow from the other or from the reserved address.
-fn read_place(fields: &Fields<'_>, reserved: Option<&Link>) -> Result<(Link, Link), Fault> {
+pub(super) fn read_place(fields: &Fields<'_>, reserved: Option<&Link>) -> Result<(Link, Link), Fault> {
     let of_address = reserved.and_then(|link| fields.own::<vpc::Address>(link)).map(|a| a.spec.subnetwork.clone());
     let network = fields.link("network")?;
     let subnetwork = match (fields.link("subnetwork")?, of_address) {
