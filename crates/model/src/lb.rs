@@ -19,7 +19,7 @@ pub struct NetworkEndpointGroup {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Endpoints {
-    PrivateServiceConnect(PscBackend),
+    PrivateServiceConnect(Box<PscBackend>),
     Serverless(Serverless),
 }
 
@@ -156,7 +156,7 @@ mod tests {
             port: None,
         };
         let serverless = Serverless { service: Some("s".into()), tag: None, url_mask: None };
-        for endpoints in [Endpoints::PrivateServiceConnect(psc), Endpoints::Serverless(serverless)] {
+        for endpoints in [Endpoints::PrivateServiceConnect(Box::new(psc)), Endpoints::Serverless(serverless)] {
             let group = NetworkEndpointGroup { endpoints, description: Some("d".into()) };
             let stored = serde_json::to_string(&group).unwrap();
             assert_eq!(serde_json::from_str::<NetworkEndpointGroup>(&stored).unwrap(), group, "{stored}");

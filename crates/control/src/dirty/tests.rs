@@ -118,10 +118,17 @@ fn vm(scene: &Scene, name: &str, subnetwork: &Link, tags: &[&str]) -> Result<Lin
 
 fn market() -> Market {
     let scene = Scene::new();
-    let insert = |name: &str, range: &str, purpose, role| scene.subnet(name, subnet(range, purpose, role)).unwrap();
-    insert("proxies", "10.9.0.0/26", Purpose::RegionalManagedProxy, Some(ProxyRole::Active));
-    let nat = insert("nat", "10.8.0.0/16", Purpose::PrivateServiceConnect, None);
-    let consumers = insert("consumers", "10.10.0.0/16", Purpose::Private, None);
+    let producer = vpc::Network { auto_create_subnetworks: false, mtu: 1_460, description: None };
+    let producer = scene.insert("producer", Scope::Global, producer).unwrap();
+    let insert = |name: &str, network: &Link, range: &str, purpose, role| {
+        scene.subnet(name, vpc::Subnetwork { network: network.clone(), ..subnet(range, purpose, role) }).unwrap()
+    };
+    let (proxy, active) = (Purpose::RegionalManagedProxy, Some(ProxyRole::Active));
+    insert("proxies", &network(), "10.9.0.0/26", proxy, active);
+    insert("producers-proxies", &producer, "10.9.0.0/26", proxy, active);
+    let nat = insert("nat", &producer, "10.8.0.0/16", Purpose::PrivateServiceConnect, None);
+    let fronts = insert("fronts", &producer, "10.10.0.0/16", Purpose::Private, None);
+    let consumers = insert("consumers", &network(), "10.10.0.0/16", Purpose::Private, None);
     let serverless = lb::Serverless { service: Some("s".into()), tag: None, url_mask: None };
     let neg = lb::NetworkEndpointGroup { endpoints: lb::Endpoints::Serverless(serverless), description: None };
     let neg = scene.insert("neg", region(), neg).unwrap();
@@ -135,7 +142,7 @@ fn market() -> Market {
     let proxy = lb::TargetHttpProxy { url_map: map.clone(), keepalive_s: None, description: None };
     let proxy = scene.insert("proxy", region(), proxy).unwrap();
     let ports = PortRange { first: 80, last: 80 };
-    let front = rule(&consumers, Target::HttpProxy { proxy, ports });
+    let front = lb::ForwardingRule { network: producer, ..rule(&fronts, Target::HttpProxy { proxy, ports }) };
     let front = scene.insert("front", region(), front).unwrap();
     let attachment = ServiceAttachment {
         target: front.clone(),
@@ -179,7 +186,7 @@ impl Market {
             address: UNDECIDED,
             port: None,
         };
-        let endpoints = lb::Endpoints::PrivateServiceConnect(psc);
+        let endpoints = lb::Endpoints::PrivateServiceConnect(psc.into());
         self.scene.insert(name, region(), lb::NetworkEndpointGroup { endpoints, description: None }).unwrap()
     }
 }

@@ -128,6 +128,11 @@ pub(super) fn connect<K: Kind>(
     let target = world.get::<ServiceAttachment>(attachment).ok_or_else(|| Fault::not_found(attachment))?;
     let consumer_network_id = world.network_id(network).ok_or_else(|| place::missing("network", "network", network))?;
     let producer_network = service_attachment::network_of(target, world)?;
+    // Source: PSC endpoints, "Limitations".
+    if producer_network == consumer_network_id {
+        let why = format!("The service attachment must not be in the same VPC network as the {mine}.");
+        return Err(Fault::invalid_value(field, &attachment.url(), &why));
+    }
     let joining = PscConnection {
         attachment: attachment.clone(),
         attachment_id: target.id,

@@ -278,8 +278,12 @@ fn uid_ranges_of_one_transaction_and_of_the_world_never_meet() {
 fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
     let scene = Scene::new();
     let proxies = subnet("10.9.0.0/26", Purpose::RegionalManagedProxy, Some(ProxyRole::Active));
-    scene.subnet("proxies", proxies).unwrap();
-    let nat = scene.subnet("nat", subnet("10.8.0.0/24", Purpose::PrivateServiceConnect, None)).unwrap();
+    let producer = vpc::Network { auto_create_subnetworks: false, mtu: 1_460, description: None };
+    let producer = scene.insert("p", Scope::Global, producer).unwrap();
+    let there = |spec| vpc::Subnetwork { network: producer.clone(), ..spec };
+    scene.subnet("proxies", there(proxies)).unwrap();
+    let nat = scene.subnet("nat", there(subnet("10.8.0.0/24", Purpose::PrivateServiceConnect, None))).unwrap();
+    let fronts = scene.subnet("fronts", there(private("10.1.0.0/24"))).unwrap();
     let home = scene.subnet("home", private("10.1.0.0/24")).unwrap();
     let service = |backends: &[&Link]| lb::BackendService {
         protocol: lb::Protocol::Http,
@@ -298,8 +302,8 @@ fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
     let front = lb::ForwardingRule {
         address: holding::UNDECIDED,
         reserved: None,
-        network: network(),
-        subnetwork: home.clone(),
+        network: producer.clone(),
+        subnetwork: fronts.clone(),
         target: lb::Target::HttpProxy { proxy, ports: vpc::PortRange { first: 80, last: 80 } },
         global_access: false,
         description: None,
@@ -314,17 +318,20 @@ fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
         description: None,
     };
     let attachment = scene.insert("attachment", region(), attachment).unwrap();
-    let far = |name: &str, scope| {
+    let far_in = |name: &str, scope, (network, subnetwork): (&Link, &Link)| {
         let psc = lb::PscBackend {
             attachment: attachment.clone(),
             written: String::new(),
-            network: network(),
-            subnetwork: home.clone(),
+            network: network.clone(),
+            subnetwork: subnetwork.clone(),
             address: holding::UNDECIDED,
             port: None,
         };
-        scene.insert(name, scope, group(lb::Endpoints::PrivateServiceConnect(psc)))
+        scene.insert(name, scope, group(lb::Endpoints::PrivateServiceConnect(psc.into())))
     };
+    let far = |name: &str, scope| far_in(name, scope, (&network(), &home));
+    let refused = far_in("at-home", region(), (&producer, &fronts)).unwrap_err();
+    assert!(refused.message.contains("must not be in the same VPC network"), "{refused}");
     let refused = far("abroad", Scope::Region("us-east1".parse().unwrap())).unwrap_err();
     assert!(refused.message.contains("must be in the same region"), "{refused}");
     let [one, two] = ["one", "two"].map(|name| far(name, region()).unwrap());

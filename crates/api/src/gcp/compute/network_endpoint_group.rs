@@ -25,7 +25,7 @@ impl Wire for lb::NetworkEndpointGroup {
     fn read(fields: &Fields<'_>) -> Result<Self, Fault> {
         let endpoints = match fields.text("networkEndpointType")? {
             Some("SERVERLESS") => Endpoints::Serverless(read_serverless(fields)?),
-            Some("PRIVATE_SERVICE_CONNECT") => Endpoints::PrivateServiceConnect(read_psc(fields)?),
+            Some("PRIVATE_SERVICE_CONNECT") => Endpoints::PrivateServiceConnect(read_psc(fields)?.into()),
             Some(_) => return Err(Fault::not_enforced("resource.networkEndpointType")),
             None => return Err(fields.required("networkEndpointType")),
         };
