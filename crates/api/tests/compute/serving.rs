@@ -35,7 +35,7 @@ fn an_endpoint_group_names_a_service_or_a_mask_and_nothing_else() {
         (json!({"cloudRun": {"urlMask": "/<service>", "tag": "t"}}), 501),
         (json!({"cloudRun": null}), 400),
         (json!({"networkEndpointType": "GCE_VM_IP_PORT"}), 501),
-        (json!({"network": "global/networks/n"}), 501),
+        (json!({"network": "global/networks/n"}), 400),
         (json!({"networkEndpointType": "NOPE"}), 400),
     ] {
         let got = cloud.refused(
