@@ -30,7 +30,7 @@ pub fn bench(tools: &Tools) -> Outcome<Vec<Row>> {
         name: "hello-service".to_owned(),
     };
     let names = RunNames { instance_id: Some("00ab".repeat(40)), ..RunNames::default() };
-    let entries: Vec<Entry> = (0..ENTRIES).map(|n| request_entry(&request(&service, n), &names, n)).collect();
+    let entries: Vec<Entry> = (0..ENTRIES).filter_map(|n| request_entry(&request(&service, n), &names, n)).collect();
     let journal = Journal::open(&tools.scratch.join("logs"), Bounds::default())?;
     let mut appends = Vec::new();
     for batch in entries.chunks(usize::try_from(BATCH)?) {
@@ -73,9 +73,9 @@ fn queries(journal: &Journal, filter: &str) -> Outcome<Vec<f64>> {
 fn request(service: &ServiceKey, n: u32) -> RequestRecord {
     RequestRecord {
         revision: Some(RevisionKey { service: service.clone(), name: "hello-service-00001-abc".to_owned() }),
-        service: service.clone(),
+        service: Some(service.clone()),
         instance: Some(WorkloadId(format!("i-{}", n % 20))),
-        listener: None,
+        front: None,
         arrived: Timestamp(1_780_000_000_000_000 + i64::from(n) * 1_000),
         latency_ns: 12_000_000,
         method: "GET".to_owned(),

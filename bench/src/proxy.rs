@@ -21,10 +21,10 @@ use identity::{
     token::{IdClaims, sign_id_token},
 };
 use model::{
-    id::{ListenerId, NetworkId, WorkloadId},
+    id::{BackendId, ListenerId, NetworkId, WorkloadId},
     planned::edge::{
-        EdgeInstance, EdgeItem, EdgeRevision, EdgeService, EdgeTraffic, InstancePhase, Invokers, Listener, Route,
-        Sockets, ToProxy,
+        Branch, EdgeInstance, EdgeItem, EdgeRevision, EdgeService, EdgeTraffic, InstancePhase, Invokers, Listener,
+        Route, Sockets, ToProxy,
     },
     run::{Ingress, Probe, RevisionKey, ServiceKey},
 };
@@ -137,7 +137,7 @@ fn plan(key: &SigningKey, port: u16) -> Outcome<Vec<EdgeItem>> {
         address: Ipv4Addr::new(10, 0, 0, 5),
         hosts: vec![],
         matchers: vec![],
-        default: Route::Service { service: service.clone(), tag: None },
+        default: Branch { backend: Some(BackendId(1)), route: Route::Service { service: service.clone(), tag: None } },
         keepalive_ms: 600_000,
     };
     let edge_service = EdgeService {

@@ -7,11 +7,13 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use logs::{
     Entry,
     audit::{self, Principal},
+    balanced::{self, BackendNames, BalancerNames},
     lines::LineNames,
     records::{self, FlowNames, PscNames, Reporter, RunNames, VmNames, VpcNames},
 };
 use model::{
     id::WorkloadId,
+    lb,
     name::{Link, Scope},
     record::{FlowGap, FlowRecord, RequestRecord},
     run::RevisionKey,
@@ -27,13 +29,44 @@ use crate::{
     world::{Holder, World},
 };
 
-/// The request log's entry.
-pub fn request(world: &World, record: &RequestRecord) -> Entry {
+/// The entries of one request: its service's, and its balancer's.
+pub fn request(world: &World, record: &RequestRecord) -> impl Iterator<Item = Entry> + use<> {
+    served(world, record).into_iter().chain(balanced(world, record))
+}
+
+fn served(world: &World, record: &RequestRecord) -> Option<Entry> {
     let names = RunNames {
         user_labels: record.revision.as_ref().map(|key| user_labels(world, key)).unwrap_or_default(),
         instance_id: record.instance.as_ref().and_then(|id| instance_id(world, id)),
     };
     records::request_entry(record, &names, random::number())
+}
+
+/// Nothing unless the backend service wants it, or there is none to ask. Source: "Logging", "even when logging is disabled
+/// … if the load balancer can't associate those requests with a particular backend".
+fn balanced(world: &World, record: &RequestRecord) -> Option<Entry> {
+    let front = record.front.as_ref()?;
+    let backend = match front.backend {
+        Some(id) => {
+            let service = world.by_id::<lb::BackendService>(id.0)?;
+            service.spec.log.filter(|log| balanced::is_sampled(record, log))?;
+            let group = service.spec.backends.first().map(|b| b.group.name.clone()).unwrap_or_default();
+            Some(BackendNames { service: service.link.name.clone(), group })
+        }
+        None => None,
+    };
+    let rule = world.by_id::<lb::ForwardingRule>(front.listener.0)?;
+    let lb::Target::HttpProxy { proxy, .. } = &rule.spec.target else { return None };
+    let names = BalancerNames {
+        project: rule.link.project.clone(),
+        region: rule.link.scope.region()?,
+        network: rule.spec.network.name.clone(),
+        forwarding_rule: rule.link.name.clone(),
+        target_proxy: proxy.name.clone(),
+        url_map: world.get::<lb::TargetHttpProxy>(proxy)?.spec.url_map.name.clone(),
+        backend,
+    };
+    Some(balanced::balanced_entry(record, front, &names, random::number()))
 }
 
 /// Source: Cloud Run, user labels are copied; the client's own bookkeeping is not one.

@@ -10,12 +10,12 @@ use std::{
 
 use model::{
     cidr::Cidr,
-    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
+    id::{BackendId, EndpointId, ListenerId, NetworkId, WorkloadId},
     lb,
     limits::{LB_KEEPALIVE_DEFAULT, SANDBOX_PIDS_MAX},
     name::{Link, Scope},
     planned::{
-        edge::{Listener, Matcher, Route},
+        edge::{Branch, Listener, Matcher, Route},
         guest::{Account, Identity, Machine, Names, Realm, Seat},
         host::{
             Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Reach,
@@ -296,7 +296,7 @@ pub fn listener(world: &World, id: ListenerId) -> Option<Listener> {
         address: rule.spec.address,
         hosts: hosts.flat_map(|(h, n)| h.hosts.iter().map(move |host| (host.clone(), n))).collect(),
         matchers: map.path_matchers.iter().map(|m| matcher(world, &rule.spec.network, m)).collect(),
-        default: route(world, &rule.spec.network, &map.default_service),
+        default: branch(world, &rule.spec.network, &map.default_service),
         keepalive_ms: proxy
             .keepalive_s
             .map_or(u64::try_from(LB_KEEPALIVE_DEFAULT.as_millis()).expect("a limit of minutes"), |s| {
@@ -307,10 +307,16 @@ pub fn listener(world: &World, id: ListenerId) -> Option<Listener> {
 
 fn matcher(world: &World, network: &Link, matcher: &lb::PathMatcher) -> Matcher {
     let paths = matcher.path_rules.iter().flat_map(|rule| {
-        let to = route(world, network, &rule.service);
+        let to = branch(world, network, &rule.service);
         rule.paths.iter().map(move |path| (path.clone(), to.clone()))
     });
-    Matcher { paths: paths.collect(), default: route(world, network, &matcher.default_service) }
+    Matcher { paths: paths.collect(), default: branch(world, network, &matcher.default_service) }
+}
+
+fn branch(world: &World, network: &Link, backend_service: &Link) -> Branch {
+    let route = route(world, network, backend_service);
+    let service = world.get::<lb::BackendService>(backend_service).filter(|_| route != Route::NoBackend);
+    Branch { backend: service.map(|service| BackendId(service.id.0)), route }
 }
 
 fn route(world: &World, network: &Link, backend_service: &Link) -> Route {

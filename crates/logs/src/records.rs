@@ -31,16 +31,17 @@ pub struct RunNames {
     pub instance_id: Option<String>,
 }
 
-/// The request log's entry. It is dated by the request's arrival and numbered by its end.
-pub fn request_entry(record: &RequestRecord, names: &RunNames, chance: u32) -> Entry {
-    let service = &record.service;
+/// The entry in the service's request log; none for a request that found no service. It is dated by the request's
+/// arrival and numbered by its end.
+pub fn request_entry(record: &RequestRecord, names: &RunNames, chance: u32) -> Option<Entry> {
+    let service = record.service.as_ref()?;
     let revision = record.revision.as_ref().map_or("", |r| &r.name);
     let mut labels = names.user_labels.clone();
     if let (Some(_), Some(id)) = (&record.instance, &names.instance_id) {
         labels.insert("instanceId".to_owned(), id.clone());
     }
-    let end = record.arrived.plus(std::time::Duration::from_nanos(record.latency_ns));
-    Entry {
+    let end = record.end();
+    Some(Entry {
         log_name: LogName::in_project(&service.project, REQUESTS),
         resource: Resource::new(
             "cloud_run_revision",
@@ -59,16 +60,17 @@ pub fn request_entry(record: &RequestRecord, names: &RunNames, chance: u32) -> E
         labels,
         http_request: Some(http_request(record)),
         payload: record.refusal.clone().map(Payload::Text),
-        trace: if record.trace.is_empty() {
-            String::new()
-        } else {
-            format!("projects/{}/traces/{}", service.project, record.trace)
-        },
+        trace: trace_name(&service.project, &record.trace),
         span_id: record.span.clone(),
         trace_sampled: record.sampled,
         operation: None,
         source_location: None,
-    }
+    })
+}
+
+/// A trace as an entry of a project names it. Empty for an empty id.
+pub fn trace_name(project: &ProjectId, id: &str) -> String {
+    if id.is_empty() { String::new() } else { format!("projects/{project}/traces/{id}") }
 }
 
 fn severity_of(status: u16) -> Severity {
@@ -79,7 +81,7 @@ fn severity_of(status: u16) -> Severity {
     }
 }
 
-fn http_request(record: &RequestRecord) -> HttpRequest {
+pub(crate) fn http_request(record: &RequestRecord) -> HttpRequest {
     HttpRequest {
         method: record.method.clone(),
         url: record.url.clone(),
@@ -293,7 +295,7 @@ pub fn gap_entry(gap: &FlowGap, project: &ProjectId, at: Timestamp, chance: u32)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use model::{
         id::{NetworkId, WorkloadId},
         run::{RevisionKey, ServiceKey},
@@ -305,7 +307,7 @@ mod tests {
         Timestamp::parse_rfc3339(text).expect("a time")
     }
 
-    fn request(status: u16) -> RequestRecord {
+    pub(crate) fn request(status: u16) -> RequestRecord {
         let service = ServiceKey {
             project: "producer-1".parse().expect("an id"),
             region: "asia-northeast1".parse().expect("a region"),
@@ -313,9 +315,9 @@ mod tests {
         };
         RequestRecord {
             revision: Some(RevisionKey { service: service.clone(), name: "hello-service-00001-abc".to_owned() }),
-            service,
+            service: Some(service),
             instance: Some(WorkloadId("i-1".to_owned())),
-            listener: None,
+            front: None,
             arrived: at("2026-05-07T01:40:02.118734Z"),
             latency_ns: 12_000_000,
             method: "GET".to_owned(),
@@ -356,12 +358,12 @@ mod tests {
             "spanId": "8690fc01c12c1a51",
             "receiveTimestamp": "2026-05-07T01:40:02.130734Z"
         });
-        assert_eq!(request_entry(&request(200), &names, 7).to_json(), want);
+        assert_eq!(request_entry(&request(200), &names, 7).expect("a service").to_json(), want);
     }
 
     #[test]
     fn a_status_decides_the_severity() {
-        let severity = |status| request_entry(&request(status), &RunNames::default(), 0).severity;
+        let severity = |status| request_entry(&request(status), &RunNames::default(), 0).expect("a service").severity;
         let cases = [(101, Severity::Info), (399, Severity::Info), (400, Severity::Warning), (499, Severity::Warning)];
         for (status, want) in cases.into_iter().chain([(500, Severity::Error), (504, Severity::Error)]) {
             assert_eq!(severity(status), want, "{status}");
@@ -372,7 +374,7 @@ mod tests {
     fn a_refused_request_has_no_instance_and_says_why() {
         let record = RequestRecord { instance: None, refusal: Some("no instance".to_owned()), ..request(429) };
         let names = RunNames { instance_id: Some("00ab".to_owned()), ..RunNames::default() };
-        let entry = request_entry(&record, &names, 0).to_json();
+        let entry = request_entry(&record, &names, 0).expect("a service").to_json();
         assert_eq!(entry.get("labels"), None);
         assert_eq!(entry["textPayload"], "no instance");
     }

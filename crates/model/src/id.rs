@@ -24,6 +24,11 @@ pub struct EndpointId(pub u64);
 #[serde(transparent)]
 pub struct ListenerId(pub u64);
 
+/// One backend service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BackendId(pub u64);
+
 /// A VM or a container instance. Short (at most 32 characters of `[a-z0-9-]`), unique within a cloud, never reused.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -49,4 +54,4 @@ macro_rules! number_display {
         }
     )*};
 }
-number_display!(ResourceId, NetworkId, EndpointId, ListenerId, WorkloadId, Generation);
+number_display!(ResourceId, NetworkId, EndpointId, ListenerId, BackendId, WorkloadId, Generation);

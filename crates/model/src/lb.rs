@@ -70,7 +70,17 @@ pub struct BackendService {
     /// How long a backend may take to answer. Only shown back for a serverless one, for which the balancer waits 60
     /// minutes.
     pub timeout_s: u32,
+    #[serde(default)]
+    pub log: Option<RequestLog>,
     pub description: Option<String>,
+}
+
+/// `logConfig`. Source: backend services, "logConfig"; without one nothing is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestLog {
+    pub enable: bool,
+    /// Which part of the requests is logged, 0.0 to 1.0.
+    pub sample_rate: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,25 +1,27 @@
 //! What happened: the records that the hands and the proxy emit. Sources know no log format; control turns these into
 //! the entries of the Logging API.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{ListenerId, NetworkId, WorkloadId},
+    id::{BackendId, ListenerId, NetworkId, WorkloadId},
     run::{RevisionKey, ServiceKey},
     time::Timestamp,
 };
 
-/// One HTTP request that reached a service (also when it was refused there).
+/// One HTTP request that reached a service or a load balancer's route (also when it was refused there).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestRecord {
-    pub service: ServiceKey,
+    /// None when the load balancer found none.
+    pub service: Option<ServiceKey>,
     /// None when no revision was picked.
     pub revision: Option<RevisionKey>,
     /// The instance that handled it; none for 401, 403, 429, …
     pub instance: Option<WorkloadId>,
-    pub listener: Option<ListenerId>,
+    /// None for a request that came through no load balancer.
+    pub front: Option<Front>,
     pub arrived: Timestamp,
     pub latency_ns: u64,
     pub method: String,
@@ -41,6 +43,26 @@ pub struct RequestRecord {
     pub sampled: bool,
     /// Why the platform, not the container, answered.
     pub refusal: Option<String>,
+}
+
+impl RequestRecord {
+    /// When the last byte of its answer was sent.
+    pub fn end(&self) -> Timestamp {
+        self.arrived.plus(std::time::Duration::from_nanos(self.latency_ns))
+    }
+}
+
+/// How a request came through a load balancer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Front {
+    pub listener: ListenerId,
+    /// The other end of the connection, as the listening socket shows it: behind a PSC endpoint a NAT address and the
+    /// port that the translation chose.
+    pub peer: SocketAddr,
+    /// Where the URL map led; None when nothing is behind it.
+    pub backend: Option<BackendId>,
+    /// The pattern of the path rule that led there; None for a default.
+    pub pattern: Option<String>,
 }
 
 /// One direction of one flow during one interval, as the router of a VPC counted it.

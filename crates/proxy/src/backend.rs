@@ -26,6 +26,7 @@ use crate::{
     Proxy,
     body::{Deadline, Meter, Place, Source, Upload},
     client::Turn,
+    exchange::Exchange,
     header,
     refusal::{Refusal, Reset},
     request::wants_websocket,
@@ -121,6 +122,7 @@ impl Backends {
 pub async fn pass_on(
     proxy: &Proxy,
     target: Target,
+    exchange: &mut Exchange,
     turn: &Turn,
     (mut parts, body): (Parts, Incoming),
 ) -> Result<(http::response::Parts, Source), Refusal> {
@@ -131,6 +133,7 @@ pub async fn pass_on(
     header::to_backend(&mut parts.headers, &turn.client.hop);
     parts.version = Version::HTTP_11;
     let (upload, meter) = Upload::new(body, u64::MAX);
+    exchange.uploads(meter.clone());
     turn.limit(if meter.is_some() { BACKEND_UPLOAD_MAX + target.timeout } else { target.timeout });
     let mut deadline = deadline(target.timeout, meter.clone());
     let errand = Errand { proxy, target, seat: &seat, meter: meter.as_deref() };

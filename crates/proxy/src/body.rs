@@ -159,10 +159,10 @@ impl Reply {
         Reply { content: Content::Text((!text.is_empty()).then_some(text)), exchange, _turn: turn }
     }
 
-    pub fn stream(source: Source, exchange: Option<Exchange>, turn: Turn) -> Reply {
+    pub fn stream(source: Source, exchange: Exchange, turn: Turn) -> Reply {
         let Source { inner, sender, from, deadline, place } = source;
         let stream = Stream { inner, sender: Some(sender), from, deadline, place };
-        Reply { content: Content::Stream(stream), exchange, _turn: turn }
+        Reply { content: Content::Stream(stream), exchange: Some(exchange), _turn: turn }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
@@ -33,9 +33,18 @@ use crate::{Proxy, header::Hop, request};
 #[derive(Clone, Debug)]
 pub enum Origin {
     /// Through a forwarding rule of a VPC.
-    Listener { id: ListenerId, network: Option<NetworkId>, peer: IpAddr },
+    Listener { id: ListenerId, network: Option<NetworkId>, peer: SocketAddr },
     /// Through the door, from outside every VPC.
     Outside { peer: IpAddr, scheme: String },
+}
+
+impl Origin {
+    pub fn peer(&self) -> IpAddr {
+        match self {
+            Origin::Listener { peer, .. } => peer.ip(),
+            Origin::Outside { peer, .. } => *peer,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +127,7 @@ impl Clients {
     pub async fn close_peer(&self, network: NetworkId, address: Ipv4Addr) {
         let is_meant = |client: &Client| {
             let Origin::Listener { network: of, peer, .. } = &client.origin else { return false };
-            *of == Some(network) && *peer == IpAddr::V4(address)
+            *of == Some(network) && peer.ip() == IpAddr::V4(address)
         };
         self.close_all(is_meant).await;
     }

@@ -3,7 +3,7 @@
 //! An [`Exchange`] writes its record when it is dropped, however the request ends. Source: Cloud Run request logs.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -13,7 +13,8 @@ use http::{
     header::{REFERER, USER_AGENT},
 };
 use model::{
-    id::{ListenerId, WorkloadId},
+    id::{BackendId, ListenerId, WorkloadId},
+    planned::edge::Listener,
     run::{RevisionKey, ServiceKey},
     time::Timestamp,
 };
@@ -25,6 +26,7 @@ use crate::{
     plan::Service,
     refusal::Refusal,
     revision::{Instance, Revision, Slot},
+    route::Place,
     trace::Trace,
 };
 
@@ -86,10 +88,10 @@ pub struct Exchange {
 
 /// What will be a [`model::record::RequestRecord`]: it is written as one, straight from what the proxy has at hand.
 pub struct Entry {
-    service: Rc<Service>,
+    service: Option<Rc<Service>>,
     revision: Option<Rc<Revision>>,
     instance: Option<Rc<Instance>>,
-    listener: Option<ListenerId>,
+    front: Option<Front>,
     remote: IpAddr,
     arrival: Arrival,
     latency_ns: u64,
@@ -103,19 +105,48 @@ pub struct Entry {
 
 /// Who asks whom.
 pub struct Parties {
-    pub service: Rc<Service>,
-    pub listener: Option<ListenerId>,
+    pub service: Option<Rc<Service>>,
+    pub front: Option<Front>,
     pub remote: IpAddr,
+}
+
+/// How a request came through a load balancer.
+pub struct Front {
+    pub id: ListenerId,
+    /// As it was when the request came.
+    pub listener: Rc<Listener>,
+    pub place: Place,
+    pub peer: SocketAddr,
+}
+
+/// The fields of [`model::record::Front`], borrowed.
+#[derive(Serialize)]
+struct FrontRecord<'a> {
+    listener: ListenerId,
+    peer: SocketAddr,
+    backend: Option<BackendId>,
+    pattern: Option<&'a str>,
+}
+
+impl Front {
+    fn record(&self) -> FrontRecord<'_> {
+        FrontRecord {
+            listener: self.id,
+            peer: self.peer,
+            backend: self.place.branch(&self.listener).backend,
+            pattern: self.place.pattern(&self.listener),
+        }
+    }
 }
 
 impl Exchange {
     pub fn begin(outbox: Rc<Outbox>, parties: Parties, arrival: Arrival, head: Head, trace: Trace) -> Exchange {
-        let Parties { service, listener, remote } = parties;
+        let Parties { service, front, remote } = parties;
         let entry = Entry {
             service,
             revision: None,
             instance: None,
-            listener,
+            front,
             remote,
             arrival,
             latency_ns: 0,
@@ -186,10 +217,10 @@ impl Drop for Exchange {
 /// The fields of [`model::record::RequestRecord`], borrowed.
 #[derive(Serialize)]
 struct Record<'a> {
-    service: &'a ServiceKey,
+    service: Option<&'a ServiceKey>,
     revision: Option<&'a RevisionKey>,
     instance: Option<&'a WorkloadId>,
-    listener: Option<ListenerId>,
+    front: Option<FrontRecord<'a>>,
     arrived: Timestamp,
     latency_ns: u64,
     method: &'a str,
@@ -212,10 +243,10 @@ impl Serialize for Entry {
         let (trace, span) = (self.trace.id_hex(), self.trace.span_hex());
         let body = self.upload.as_ref().map_or(0, |meter| meter.bytes.get());
         let record = Record {
-            service: &self.service.key,
+            service: self.service.as_ref().map(|service| &service.key),
             revision: self.revision.as_ref().map(|revision| &revision.key),
             instance: self.instance.as_ref().map(|instance| &instance.id),
-            listener: self.listener,
+            front: self.front.as_ref().map(Front::record),
             arrived: self.arrival.wall,
             latency_ns: self.latency_ns,
             method: self.head.method.as_str(),
@@ -266,12 +297,14 @@ fn response_head_bytes(response: &http::response::Parts) -> u64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use model::{
-        planned::edge::{EdgeService, FromProxy, Invokers},
+        id::NetworkId,
+        planned::edge::{Branch, EdgeService, FromProxy, Invokers, Matcher, Route},
+        record,
         run::Ingress,
     };
 
     use super::*;
-    use crate::outbox::Frame;
+    use crate::{outbox::Frame, route::choose};
 
     /// A request for this path that was refused, over already.
     pub(crate) fn refused(outbox: &Rc<Outbox>, path: &str) {
@@ -292,7 +325,19 @@ pub(crate) mod tests {
             traffic: vec![],
         };
         let service = Rc::new(Service { key, plan });
-        let parties = Parties { service, listener: None, remote: [10, 0, 3, 2].into() };
+        let to = |backend| Branch { backend, route: Route::NoBackend };
+        let listener = Listener {
+            network: NetworkId(1),
+            address: [10, 0, 0, 5].into(),
+            hosts: vec![("h".into(), 0)],
+            matchers: vec![Matcher { paths: vec![("/a".into(), to(Some(BackendId(7))))], default: to(None) }],
+            default: to(None),
+            keepalive_ms: 1,
+        };
+        let place = choose(&listener, "h", path.split('?').next().unwrap());
+        let front =
+            Front { id: ListenerId(3), listener: Rc::new(listener), place, peer: ([10, 0, 3, 2], 40_000).into() };
+        let parties = Parties { service: Some(service), front: Some(front), remote: [10, 0, 3, 2].into() };
         let request = http::Request::post(path).header("referer", "r\u{e9}").body(()).unwrap();
         let head = Head::of(&request.into_parts().0, "http", "h");
         let trace = Trace { id: 0xabc, span: 0xdef, sampled: true };
@@ -309,7 +354,15 @@ pub(crate) mod tests {
         assert_eq!(serde_json::to_value(&read).unwrap(), written, "no field more and none less");
         let FromProxy::Requests(records) = read else { panic!("{read:?}") };
         let record = &records[0];
-        assert_eq!((record.service.name.as_str(), record.status, record.url.as_str()), ("shop", 403, "http://h/a?b"));
+        let service = record.service.as_ref().unwrap();
+        assert_eq!((service.name.as_str(), record.status, record.url.as_str()), ("shop", 403, "http://h/a?b"));
+        let front = record::Front {
+            listener: ListenerId(3),
+            peer: ([10, 0, 3, 2], 40_000).into(),
+            backend: Some(BackendId(7)),
+            pattern: Some("/a".into()),
+        };
+        assert_eq!(record.front, Some(front));
         assert_eq!(record.trace, format!("{:032x}", 0xabc));
         assert_eq!(record.span, format!("{:016x}", 0xdef));
     }

@@ -22,7 +22,7 @@ use crate::{
     Proxy, backend,
     body::{Deadline, Meter, Place, Reply, Source, Upload},
     client::{Client, Origin, Turn},
-    exchange::{self, Arrival, Exchange, Head, Parties},
+    exchange::{self, Arrival, Exchange, Front, Head, Parties},
     header,
     plan::Service,
     refusal::Refusal,
@@ -43,43 +43,59 @@ pub async fn handle(
     let (mut parts, body) = request.into_parts();
     let trace = Trace::of(&parts.headers, &proxy.dice);
     let uri = parts.uri.clone();
-    let found = sane(&mut parts).and_then(|host| {
-        let found = find(&proxy, &client.origin, &host, parts.uri.path())?;
-        Ok((host, found))
-    });
-    let (host, found) = match found {
-        Ok((host, Found::Service(found))) => (host, found),
-        Ok((_, Found::Backend(target))) => {
-            return Ok(balance(&proxy, target, (parts, body), Ours { trace, turn }).await);
-        }
+    let host = match sane(&mut parts) {
+        Ok(host) => host,
         Err(refusal) => return Ok(refuse(refusal, &uri, None, Ours { trace, turn })),
+    };
+    let front = front(&proxy, &client.origin, &host, parts.uri.path());
+    let found = find(&proxy, &client.origin, front.as_ref(), &host, parts.uri.path());
+    let (service, remote) = match &found {
+        Ok(Found::Service(found)) => (Some(found.service.clone()), found.remote),
+        // The balancer's log may want it.
+        Ok(Found::Backend(_)) => (None, client.origin.peer()),
+        Err(_) if front.is_some() => (None, client.origin.peer()),
+        Err(refusal) => return Ok(refuse(*refusal, &uri, None, Ours { trace, turn })),
     };
     let scheme = match &client.origin {
         Origin::Listener { .. } => "http",
         Origin::Outside { scheme, .. } => scheme,
     };
-    let parties = Parties { service: found.service.clone(), listener: found.listener(&client), remote: found.remote };
     let head = Head::of(&parts, scheme, host.to_str().unwrap_or_default());
+    let parties = Parties { service, front, remote };
     let mut exchange = Exchange::begin(proxy.outbox.clone(), parties, arrival, head, trace);
+    let found = match found {
+        Ok(Found::Service(found)) => found,
+        Ok(Found::Backend(target)) => {
+            return Ok(balance(&proxy, target, exchange, (parts, body), Ours { trace, turn }).await);
+        }
+        Err(refusal) => return Ok(refuse(refusal, &uri, Some(exchange), Ours { trace, turn })),
+    };
     match pass_on(&proxy, &found, &mut exchange, &turn, (parts, body), trace).await {
         Ok((mut answer, source)) => {
             header::to_client(&mut answer.headers, &client.hop, trace);
             exchange.answered(&answer);
-            Ok(Response::from_parts(answer, Reply::stream(source, Some(exchange), turn)))
+            Ok(Response::from_parts(answer, Reply::stream(source, exchange, turn)))
         }
         Err(refusal) => Ok(refuse(refusal, &uri, Some(exchange), Ours { trace, turn })),
     }
 }
 
 /// A request that another front end answers.
-async fn balance(proxy: &Proxy, target: backend::Target, asked: (Parts, Incoming), ours: Ours) -> Response<Reply> {
+async fn balance(
+    proxy: &Proxy,
+    target: backend::Target,
+    mut exchange: Exchange,
+    asked: (Parts, Incoming),
+    ours: Ours,
+) -> Response<Reply> {
     let uri = asked.0.uri.clone();
-    match backend::pass_on(proxy, target, &ours.turn, asked).await {
+    match backend::pass_on(proxy, target, &mut exchange, &ours.turn, asked).await {
         Ok((mut answer, source)) => {
             header::from_backend(&mut answer.headers, &ours.turn.client.hop);
-            Response::from_parts(answer, Reply::stream(source, None, ours.turn))
+            exchange.answered(&answer);
+            Response::from_parts(answer, Reply::stream(source, exchange, ours.turn))
         }
-        Err(refusal) => refuse(refusal, &uri, None, ours),
+        Err(refusal) => refuse(refusal, &uri, Some(exchange), ours),
     }
 }
 
@@ -152,23 +168,28 @@ struct Reached {
     from: Option<Ipv6Addr>,
 }
 
-impl Reached {
-    fn listener(&self, client: &Client) -> Option<model::id::ListenerId> {
-        match &client.origin {
-            Origin::Listener { id, .. } => Some(*id),
-            Origin::Outside { .. } => None,
-        }
-    }
+/// The balancer's part: where its URL map leads.
+fn front(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Option<Front> {
+    let Origin::Listener { id, peer, .. } = origin else { return None };
+    let listener = proxy.plan.borrow().listener(*id)?;
+    let place = route::choose(&listener, host.to_str().ok()?, path);
+    Some(Front { id: *id, listener, place, peer: *peer })
 }
 
-/// Route and ingress setting: whoever fails here learns nothing, writes no record and starts no instance.
-fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Result<Found, Refusal> {
+/// Service and ingress setting: whoever fails here learns nothing, is in no service's log and starts no instance.
+fn find(
+    proxy: &Proxy,
+    origin: &Origin,
+    front: Option<&Front>,
+    host: &HeaderValue,
+    path: &str,
+) -> Result<Found, Refusal> {
     let host = host.to_str().map_err(|_| Refusal::BadRequest)?;
     let plan = proxy.plan.borrow();
     match origin {
-        Origin::Listener { id, peer, .. } => {
-            let listener = plan.listener(*id).ok_or(Refusal::NoBackend)?;
-            let (service, tag) = match route::choose(&listener, host, path) {
+        Origin::Listener { peer, .. } => {
+            let Front { listener, place, .. } = front.ok_or(Refusal::NoBackend)?;
+            let (service, tag) = match &place.branch(listener).route {
                 Route::Service { service, tag } => (plan.service(service), tag.clone()),
                 mask @ Route::Mask { .. } => {
                     let target = route::resolve(mask, host, path).ok_or(Refusal::NotFound)?;
@@ -185,11 +206,12 @@ fn find(proxy: &Proxy, origin: &Origin, host: &HeaderValue, path: &str) -> Resul
                 Ingress::All | Ingress::Internal | Ingress::InternalAndCloudLoadBalancing => {}
                 Ingress::None => return Err(Refusal::NotFound),
             }
+            let peer = peer.ip();
             let from = match (plan.network(listener.network), peer) {
-                (Some(prefix), IpAddr::V4(peer)) => Some(upstream::source(prefix, *peer)),
+                (Some(prefix), IpAddr::V4(peer)) => Some(upstream::source(prefix, peer)),
                 (Some(_) | None, IpAddr::V4(_) | IpAddr::V6(_)) => None,
             };
-            Ok(Found::Service(Reached { service, tag, remote: from.map_or(*peer, IpAddr::V6), from }))
+            Ok(Found::Service(Reached { service, tag, remote: from.map_or(peer, IpAddr::V6), from }))
         }
         Origin::Outside { peer, .. } => {
             let name = route::without_port(host).to_ascii_lowercase();

@@ -4,7 +4,7 @@
 //! Source: URL maps, serverless NEG URL masks, Cloud Run traffic.
 
 use model::{
-    planned::edge::{EdgeTraffic, Listener, Route},
+    planned::edge::{Branch, EdgeTraffic, Listener, Route},
     run::{RevisionKey, ServiceKey},
 };
 
@@ -15,22 +15,46 @@ pub struct Target {
     pub tag: Option<String>,
 }
 
-/// The route of a request through this listener. `host` as the client wrote it, with its port: the balancer compares
+/// A place in a listener's URL map, by numbers: of the path matcher, and of the path in it. None is the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    matcher: Option<usize>,
+    path: Option<usize>,
+}
+
+impl Place {
+    /// What stands there. The listener must be the one in which the place was chosen.
+    pub fn branch(self, listener: &Listener) -> &Branch {
+        let Some(matcher) = self.matcher.and_then(|number| listener.matchers.get(number)) else {
+            return &listener.default;
+        };
+        self.path.and_then(|number| matcher.paths.get(number)).map_or(&matcher.default, |(_, branch)| branch)
+    }
+
+    /// The pattern of the path that led there.
+    pub fn pattern(self, listener: &Listener) -> Option<&str> {
+        let (pattern, _) = listener.matchers.get(self.matcher?)?.paths.get(self.path?)?;
+        Some(pattern)
+    }
+}
+
+/// Where a request through this listener is led. `host` as the client wrote it, with its port: the balancer compares
 /// the whole value. `path` without the query.
-pub fn choose<'a>(listener: &'a Listener, host: &str, path: &str) -> &'a Route {
+pub fn choose(listener: &Listener, host: &str, path: &str) -> Place {
     let matcher = listener
         .hosts
         .iter()
         .filter(|(pattern, _)| host_matches(pattern, host))
         .max_by_key(|(pattern, _)| (!pattern.starts_with('*'), pattern.len()))
-        .and_then(|(_, number)| listener.matchers.get(*number));
-    let Some(matcher) = matcher else { return &listener.default };
-    matcher
-        .paths
+        .map(|(_, number)| *number);
+    let paths = matcher.and_then(|number| listener.matchers.get(number)).map_or(&[][..], |matcher| &matcher.paths);
+    let path = paths
         .iter()
-        .filter(|(pattern, _)| path_matches(pattern, path))
-        .max_by_key(|(pattern, _)| (pattern.trim_end_matches('*').len(), !pattern.ends_with('*')))
-        .map_or(&matcher.default, |(_, route)| route)
+        .enumerate()
+        .filter(|(_, (pattern, _))| path_matches(pattern, path))
+        .max_by_key(|(_, (pattern, _))| (pattern.trim_end_matches('*').len(), !pattern.ends_with('*')))
+        .map(|(number, _)| number);
+    Place { matcher, path }
 }
 
 /// The service that a route names for this host and path; None when a mask does not fit or it leads to none.
@@ -160,8 +184,8 @@ mod tests {
         }
     }
 
-    fn to(name: &str) -> Route {
-        Route::Service { service: service(name), tag: None }
+    fn to(name: &str) -> Branch {
+        Branch { backend: None, route: Route::Service { service: service(name), tag: None } }
     }
 
     fn listener() -> Listener {
@@ -213,10 +237,12 @@ mod tests {
             ("a.example.com", "/a/b/c", "under-b"),
             ("a.example.com", "/ab", "exact"),
         ] {
-            assert_eq!(choose(&listener, host, path), &to(want), "{host}{path}");
+            assert_eq!(choose(&listener, host, path).branch(&listener), &to(want), "{host}{path}");
         }
         listener.hosts.remove(0);
-        assert_eq!(choose(&listener, "10.0.0.5", "/"), &to("default"));
+        assert_eq!(choose(&listener, "10.0.0.5", "/").branch(&listener), &to("default"));
+        assert_eq!(choose(&listener, "a.example.com", "/a/b/c").pattern(&listener), Some("/a/b/*"));
+        assert_eq!(choose(&listener, "a.example.com", "/").pattern(&listener), None, "a default has no pattern");
     }
 
     #[test]

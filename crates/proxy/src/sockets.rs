@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, TcpListener as StdListener},
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
     os::fd::OwnedFd,
     rc::Rc,
     time::Duration,
@@ -92,14 +92,14 @@ async fn accept(proxy: Rc<Proxy>, id: ListenerId, listener: TcpListener) {
     proxy.told.wait().await;
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => greet(&proxy, id, stream, peer.ip().to_canonical()),
+            Ok((stream, peer)) => greet(&proxy, id, stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
             // Out of descriptors, most likely: try again when some may be free, without spinning.
             Err(_) => accept_again().await,
         }
     }
 }
 
-fn greet(proxy: &Rc<Proxy>, id: ListenerId, stream: TcpStream, peer: IpAddr) {
+fn greet(proxy: &Rc<Proxy>, id: ListenerId, stream: TcpStream, peer: SocketAddr) {
     if proxy.clients.is_full() {
         // The answer fits into any socket buffer; whoever cannot take it is only closed.
         let _ = stream.try_write(crate::FULL.as_bytes());
@@ -109,7 +109,7 @@ fn greet(proxy: &Rc<Proxy>, id: ListenerId, stream: TcpStream, peer: IpAddr) {
     let vip = plan.as_ref().map(|listener| IpAddr::V4(listener.address));
     let keepalive = plan.as_ref().map_or(LB_KEEPALIVE_DEFAULT, |listener| Duration::from_millis(listener.keepalive_ms));
     let arrived = Arrived {
-        hop: Hop::new(peer, vip, "http"),
+        hop: Hop::new(peer.ip(), vip, "http"),
         origin: Origin::Listener { id, network: plan.map(|listener| listener.network), peer },
         keepalive_s: keepalive.as_secs(),
     };

@@ -121,7 +121,7 @@ fn request(args: &Args, dirs: &Dirs, case: &Case, path: &str) -> Outcome<Request
     let Some(Balancer { listener, .. }) = balancer(case) else { return Ok(request) };
     let host = if args.to.port == 80 { args.to.host.clone() } else { format!("{}:{}", args.to.host, args.to.port) };
     let plain = path.split(['?', '#']).next().unwrap_or(path);
-    let route = proxy::route::choose(listener, &host, plain);
+    let route = &proxy::route::choose(listener, &host, plain).branch(listener).route;
     request.route = Some(route.clone());
     request.target = proxy::route::resolve(route, &host, plain);
     if let Some(target) = &request.target {

@@ -70,6 +70,8 @@ fn a_serverless_backend_has_one_group_and_no_timeout_of_its_own() {
         (json!({"backends": [group("neg"), group("neg")]}), 400, "Duplicate"),
         (json!({"backends": [group("none")]}), 400, "The referenced network_endpoint_group resource cannot be found."),
         (json!({"backends": [{"group": cloud.url(&r("urlMaps/map"))}]}), 400, "The URL is malformed."),
+        (json!({"logConfig": {"enable": true, "sampleRate": 1.5}}), 400, "logConfig.sampleRate"),
+        (json!({"logConfig": {"enable": true, "optionalMode": "INCLUDE_ALL_OPTIONAL"}}), 501, "logConfig.optionalMode"),
         (json!({"healthChecks": ["global/healthChecks/h"]}), 501, "healthChecks"),
         (json!({"loadBalancingScheme": "EXTERNAL"}), 400, "loadBalancingScheme"),
     ] {
@@ -82,6 +84,18 @@ fn a_serverless_backend_has_one_group_and_no_timeout_of_its_own() {
     let stale = with(cloud.get(&path), &json!({"fingerprint": "AAAAAAAAAAA="}));
     assert_eq!(cloud.refused(Method::PUT, &path, stale).0, 412);
     let shown_service = cloud.get(&path);
+    assert_eq!(shown_service.get("logConfig"), None, "nothing is logged unless somebody asks for it");
+    for (written, shown) in [
+        (json!({"enable": true}), json!({"enable": true, "sampleRate": 1.0, "optionalMode": "EXCLUDE_ALL_OPTIONAL"})),
+        (
+            json!({"sampleRate": 0.5}),
+            json!({"enable": true, "sampleRate": 0.5, "optionalMode": "EXCLUDE_ALL_OPTIONAL"}),
+        ),
+        (json!({"enable": false}), json!({"enable": false})),
+    ] {
+        cloud.done(Method::PATCH, &path, json!({"fingerprint": cloud.get(&path)["fingerprint"], "logConfig": written}));
+        assert_eq!(cloud.get(&path)["logConfig"], shown);
+    }
     assert_eq!(shown_service["usedBy"], json!([{"reference": shown(&r("urlMaps/map"))}]));
     assert_eq!(
         cloud.refused(Method::DELETE, &path, Value::Null),

@@ -15,10 +15,10 @@ fn request(at_s: i64, status: u16) -> RequestRecord {
         name: "hello-service".into(),
     };
     RequestRecord {
-        service,
+        service: Some(service),
         revision: None,
         instance: None,
-        listener: None,
+        front: None,
         arrived: Timestamp::from_unix_s(at_s),
         latency_ns: 12_000_000,
         method: "GET".into(),
@@ -41,7 +41,7 @@ async fn with_requests() -> Scene {
     let scene = Scene::with_project().await;
     let world = scene.control.read();
     let entries: Vec<_> = (0..3)
-        .map(|n| control::entries::request(&world, &request(START + n, 200 + u16::try_from(n).unwrap())))
+        .flat_map(|n| control::entries::request(&world, &request(START + n, 200 + u16::try_from(n).unwrap())))
         .collect();
     drop(world);
     scene.journal.append(&entries);

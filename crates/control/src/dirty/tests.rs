@@ -132,8 +132,13 @@ fn market() -> Market {
     let serverless = lb::Serverless { service: Some("s".into()), tag: None, url_mask: None };
     let neg = lb::NetworkEndpointGroup { endpoints: lb::Endpoints::Serverless(serverless), description: None };
     let neg = scene.insert("neg", region(), neg).unwrap();
-    let service =
-        |backends| lb::BackendService { protocol: lb::Protocol::Http, backends, timeout_s: 30, description: None };
+    let service = |backends| lb::BackendService {
+        protocol: lb::Protocol::Http,
+        backends,
+        timeout_s: 30,
+        log: None,
+        description: None,
+    };
     let backends = vec![lb::Backend { group: neg }];
     let first = scene.insert("first", region(), service(backends)).unwrap();
     let second = scene.insert("second", region(), service(vec![])).unwrap();

@@ -92,7 +92,7 @@ impl Serving {
             FromProxy::Applied(_) => return false,
             FromProxy::Requests(records) => {
                 let world = control.read();
-                let entries: Vec<_> = records.iter().map(|r| entries::request(&world, r)).collect();
+                let entries: Vec<_> = records.iter().flat_map(|r| entries::request(&world, r)).collect();
                 self.journal.append(&entries);
                 return false;
             }

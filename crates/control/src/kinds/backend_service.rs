@@ -53,6 +53,12 @@ impl Kind for lb::BackendService {
                 return Err(Fault::invalid_value(&field, &backend.group.url(), "Duplicate backend group."));
             }
         }
+        if let Some(log) = self.log
+            && !(0.0..=1.0).contains(&log.sample_rate)
+        {
+            let why = "Must be between 0.0 and 1.0.";
+            return Err(Fault::invalid_value("logConfig.sampleRate", &log.sample_rate.to_string(), why));
+        }
         if self.timeout_s == 0 {
             return Err(Fault::invalid_value("timeoutSec", "0", "Must be at least 1."));
         }

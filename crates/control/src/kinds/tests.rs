@@ -219,6 +219,7 @@ fn a_resource_stays_within_its_region_and_project() {
         protocol: lb::Protocol::Http,
         backends: vec![lb::Backend { group }],
         timeout_s: 30,
+        log: None,
         description: None,
     };
     let refused = scene.insert("b", region(), service).unwrap_err();
@@ -289,6 +290,7 @@ fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
         protocol: lb::Protocol::Http,
         backends: backends.iter().map(|group| lb::Backend { group: (*group).clone() }).collect(),
         timeout_s: 30,
+        log: None,
         description: None,
     };
     let group = |endpoints| lb::NetworkEndpointGroup { endpoints, description: None };

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
+    id::{BackendId, EndpointId, ListenerId, NetworkId, WorkloadId},
     name::{ProjectId, Region},
     record::RequestRecord,
     run::{Ingress, Probe, RevisionKey, ServiceKey},
@@ -42,15 +42,23 @@ pub struct Listener {
     /// Host patterns to matcher numbers; exact beats wildcard, the longest suffix wins.
     pub hosts: Vec<(String, usize)>,
     pub matchers: Vec<Matcher>,
-    pub default: Route,
+    pub default: Branch,
     pub keepalive_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Matcher {
     /// `/a`, `/a/*`, `/*`; the longest match wins.
-    pub paths: Vec<(String, Route)>,
-    pub default: Route,
+    pub paths: Vec<(String, Branch)>,
+    pub default: Branch,
+}
+
+/// Where a URL map leads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The backend service, by whose settings requests are logged; None when it has no backend.
+    pub backend: Option<BackendId>,
+    pub route: Route,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

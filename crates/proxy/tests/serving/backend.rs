@@ -5,9 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use model::planned::edge::DialBackend;
+use model::{planned::edge::DialBackend, record::RequestRecord};
 
-use crate::rig::{BACKEND, Client, Container, NETWORK, full, nobody, patiently, raw, raw_container, run, serve_at};
+use crate::rig::{
+    BACKEND, BACKEND_SERVICE, Client, Container, NETWORK, full, nobody, patiently, raw, raw_container, run, serve_at,
+};
 
 const RESET: &str = "upstream connect error or disconnect/reset before headers. reset reason: ";
 
@@ -38,7 +40,14 @@ fn a_request_reaches_the_backend_as_the_client_wrote_it_and_the_connection_is_ke
         assert_eq!(backend.last().body.len(), 100_000);
         assert_eq!(backend.connections.get(), 1);
         assert_eq!(*asked.lock().unwrap(), [DialBackend { network: NETWORK, endpoint: BACKEND }]);
-        assert!(rig.control.records_so_far().is_empty(), "a request log is a service's");
+        let records = rig.control.records(2).await;
+        assert!(
+            records.iter().all(|record| record.service.is_none()),
+            "a service's log is that of whoever publishes it"
+        );
+        let led_to = |record: &RequestRecord| record.front.as_ref().and_then(|front| front.backend);
+        assert!(records.iter().all(|record| led_to(record) == Some(BACKEND_SERVICE)), "the balancer's log may want it");
+        assert!(records[1].request_bytes > 100_000, "{:?}", records[1]);
     });
 }
 

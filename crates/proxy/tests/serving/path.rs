@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use model::planned::edge::EdgeItem;
+use tokio::net::TcpStream;
 
 use crate::{
-    rig::{Client, Container, LISTENER, NETWORK, run, shop, shop_1},
+    rig::{BACKEND_SERVICE, Client, Container, LISTENER, NETWORK, run, shop, shop_1},
     sys::own_network,
 };
 
@@ -17,7 +18,9 @@ fn a_request_reaches_the_instance_and_its_record_reaches_control() {
     run(async |rig| {
         let container = Container::hello().await;
         let address = rig.shop(&[("i-1", container.address)]).await;
-        let mut client = Client::connect(address).await;
+        let stream = TcpStream::connect(address).await.unwrap();
+        let peer = stream.local_addr().unwrap();
+        let mut client = Client::over(stream).await;
         let answer = client.get_with("/p?q=1", &[("user-agent", "till/1"), ("referer", "http://r/")]).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "hello"));
         assert_eq!(answer.headers["server"], "Google Frontend");
@@ -28,9 +31,11 @@ fn a_request_reaches_the_instance_and_its_record_reaches_control() {
         assert_eq!(seen.headers["x-forwarded-for"], "127.0.0.1,10.0.0.5");
 
         let record = rig.control.records(1).await.remove(0);
-        assert_eq!((record.service, record.revision), (shop(), Some(shop_1())));
+        assert_eq!((record.service, record.revision), (Some(shop()), Some(shop_1())));
         assert_eq!(record.instance.unwrap().0, "i-1");
-        assert_eq!((record.listener, record.status), (Some(LISTENER), 200));
+        let front = record.front.unwrap();
+        assert_eq!((front.listener, front.backend, front.pattern), (LISTENER, Some(BACKEND_SERVICE), None));
+        assert_eq!((front.peer, record.status), (peer, 200));
         assert_eq!(record.url, "http://10.0.0.5/p?q=1");
         assert_eq!((record.method.as_str(), record.protocol.as_str()), ("GET", "HTTP/1.1"));
         assert_eq!((record.user_agent.as_deref(), record.referer.as_deref()), (Some("till/1"), Some("http://r/")));

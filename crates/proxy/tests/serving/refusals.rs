@@ -12,7 +12,8 @@ use model::{
 };
 
 use crate::rig::{
-    Client, Container, LISTENER, Rig, full, listener, public, raw, raw_container, revision, run, serve_at, shop, shop_1,
+    BACKEND_SERVICE, Client, Container, LISTENER, Rig, full, lead, listener, public, raw, raw_container, revision, run,
+    serve_at, shop, shop_1,
 };
 
 const URL: &str = "https://shop-123.asia-northeast1.run.app";
@@ -122,7 +123,7 @@ fn a_request_that_two_parsers_could_read_differently_reaches_the_container_as_on
 }
 
 #[test]
-fn routes_that_lead_nowhere_answer_404_and_stay_out_of_the_log() {
+fn routes_that_lead_nowhere_answer_404_and_are_in_no_services_log() {
     run(async |rig| {
         let container = Container::hello().await;
         let address = rig.shop(&[("i-1", container.address)]).await;
@@ -131,8 +132,8 @@ fn routes_that_lead_nowhere_answer_404_and_stay_out_of_the_log() {
         ghost.name = "ghost".into();
         let mask = Route::Mask { project: shop().project, region: shop().region, mask: "/<service>".into() };
         let tagged = Route::Service { service: shop(), tag: Some("no-such".into()) };
-        for (what, route, ingress, path, want, says, logged) in [
-            ("no backend", Route::NoBackend, Ingress::All, "/", 404, "fault filter abort", 0),
+        for (what, route, ingress, path, want, says, served) in [
+            ("no backend", Route::NoBackend, Ingress::All, "/", 404, "fault filter abort", false),
             (
                 "no such service",
                 Route::Service { service: ghost, tag: None },
@@ -140,39 +141,39 @@ fn routes_that_lead_nowhere_answer_404_and_stay_out_of_the_log() {
                 "/",
                 404,
                 "Page not found",
-                0,
+                false,
             ),
-            ("a mask that fits", mask.clone(), Ingress::All, "/shop/x", 200, "hello", 1),
-            ("a mask that does not", mask, Ingress::All, "/", 404, "Page not found", 0),
-            ("no such tag", tagged, Ingress::All, "/", 404, "Page not found", 1),
-            ("ingress none", listener().default, Ingress::None, "/", 404, "Page not found", 0),
-            ("ingress internal", listener().default, Ingress::Internal, "/", 200, "hello", 1),
+            ("a mask that fits", mask.clone(), Ingress::All, "/shop/x", 200, "hello", true),
+            ("a mask that does not", mask, Ingress::All, "/", 404, "Page not found", false),
+            ("no such tag", tagged, Ingress::All, "/", 404, "Page not found", true),
+            ("ingress none", listener().default.route, Ingress::None, "/", 404, "Page not found", false),
+            ("ingress internal", listener().default.route, Ingress::Internal, "/", 200, "hello", true),
             (
                 "internal and balancers",
-                listener().default,
+                listener().default.route,
                 Ingress::InternalAndCloudLoadBalancing,
                 "/",
                 200,
                 "hello",
-                1,
+                true,
             ),
         ] {
             let mut changed = listener();
-            changed.default = route;
+            changed.default = lead(route);
             rig.control.set(EdgeItem::Listener(LISTENER, Box::new(changed))).await;
             rig.control.set(EdgeItem::Service(shop(), Box::new(EdgeService { ingress, ..public() }))).await;
             rig.control.mark().await;
             rig.control.forget();
             let answer = client.get(path).await;
             assert_eq!((answer.status, answer.body.contains(says)), (want, true), "{what}: {}", answer.body);
-            // One request that is logged for certain shows that the one before it was or was not.
-            rig.control.set(EdgeItem::Listener(LISTENER, Box::new(listener()))).await;
-            rig.control.set(EdgeItem::Service(shop(), Box::new(public()))).await;
-            rig.control.mark().await;
-            client.get("/sentinel").await;
-            let records = rig.control.records(logged + 1).await;
-            assert_eq!(records.len(), logged + 1, "{what}");
-            assert!(records[logged].url.ends_with("/sentinel"), "{what}");
+            let record = rig.control.records(1).await.remove(0);
+            assert_eq!(record.service.is_some(), served, "{what}");
+            let front = record.front.unwrap();
+            assert_eq!(
+                (front.listener, front.backend),
+                (LISTENER, Some(BACKEND_SERVICE)),
+                "for the balancer's log: {what}"
+            );
         }
     });
 }
@@ -226,7 +227,7 @@ fn from_outside_only_ingress_all_is_reached_and_only_by_its_own_hosts() {
         assert_eq!(seen.headers["forwarded"], "for=\"203.0.113.9\";proto=https");
         let record = rig.control.records(1).await.remove(0);
         assert_eq!(record.url, "https://shop-123.asia-northeast1.run.app/x");
-        assert_eq!((record.remote.to_string().as_str(), record.listener), ("203.0.113.9", None));
+        assert_eq!((record.remote.to_string().as_str(), record.front), ("203.0.113.9", None));
     });
 }
 

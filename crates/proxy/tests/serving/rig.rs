@@ -25,10 +25,10 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, client::conn::http1::SendRequest, service::service_fn};
 use hyper_util::rt::TokioIo;
 use model::{
-    id::{EndpointId, ListenerId, NetworkId, WorkloadId},
+    id::{BackendId, EndpointId, ListenerId, NetworkId, WorkloadId},
     planned::edge::{
-        DialBackend, EdgeInstance, EdgeItem, EdgeKey, EdgeRevision, EdgeService, EdgeTraffic, FromProxy, InstancePhase,
-        Invokers, Listener, Route, Sockets, ToProxy,
+        Branch, DialBackend, EdgeInstance, EdgeItem, EdgeKey, EdgeRevision, EdgeService, EdgeTraffic, FromProxy,
+        InstancePhase, Invokers, Listener, Route, Sockets, ToProxy,
     },
     record::RequestRecord,
     run::{Ingress, Probe, RevisionKey, ServiceKey},
@@ -43,6 +43,7 @@ use tokio::{
 /// No wait of a test is this long unless it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 pub const LISTENER: ListenerId = ListenerId(7);
+pub const BACKEND_SERVICE: BackendId = BackendId(8);
 pub const NETWORK: NetworkId = NetworkId(1);
 pub const BACKEND: EndpointId = EndpointId(9);
 
@@ -126,7 +127,7 @@ impl Rig {
 
     /// A listener whose one backend is a Private Service Connect endpoint.
     pub async fn balancer(&self, timeout_ms: u64) -> SocketAddr {
-        let default = Route::Endpoint { endpoint: BACKEND, timeout_ms };
+        let default = lead(Route::Endpoint { endpoint: BACKEND, timeout_ms });
         self.control.set(EdgeItem::Listener(LISTENER, Box::new(Listener { default, ..listener() }))).await;
         self.control.send(&ToProxy::Complete).await;
         self.control.mark().await;
@@ -280,13 +281,17 @@ pub fn shop_1() -> RevisionKey {
     RevisionKey { service: shop(), name: "shop-00001-abc".into() }
 }
 
+pub fn lead(route: Route) -> Branch {
+    Branch { backend: Some(BACKEND_SERVICE), route }
+}
+
 pub fn listener() -> Listener {
     Listener {
         network: NETWORK,
         address: Ipv4Addr::new(10, 0, 0, 5),
         hosts: vec![],
         matchers: vec![],
-        default: Route::Service { service: shop(), tag: None },
+        default: lead(Route::Service { service: shop(), tag: None }),
         keepalive_ms: 600_000,
     }
 }

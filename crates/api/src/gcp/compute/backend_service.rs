@@ -3,7 +3,7 @@
 use control::{kind::Record, kinds::backend_service::TIMEOUT_S_DEFAULT, world::World};
 use model::{
     fault::Fault,
-    lb::{self, Protocol},
+    lb::{self, Protocol, RequestLog},
 };
 use serde_json::{Value, json};
 
@@ -13,6 +13,16 @@ use crate::schema;
 const PROTOCOLS: &[(&str, Protocol)] =
     &[("HTTP", Protocol::Http), ("HTTPS", Protocol::Https), ("HTTP2", Protocol::Http2)];
 const SCHEMES: &[(&str, ())] = &[("INTERNAL_MANAGED", ())];
+
+/// Source: backendServices, `logConfig.sampleRate`.
+const SAMPLE_RATE_DEFAULT: f64 = 1.0;
+
+fn write_log(log: &RequestLog) -> Value {
+    if !log.enable {
+        return json!({"enable": false});
+    }
+    json!({"enable": true, "sampleRate": log.sample_rate, "optionalMode": "EXCLUDE_ALL_OPTIONAL"})
+}
 
 impl Wire for lb::BackendService {
     const SCHEMA: schema::Kind = schema::Kind::BackendService;
@@ -28,10 +38,18 @@ impl Wire for lb::BackendService {
             return Err(Fault::not_enforced("resource.loadBalancingScheme"));
         }
         let backend = |fields: &Fields<'_>| Ok::<_, Fault>(lb::Backend { group: fields.required_link("group")? });
+        let log = |config: &Fields<'_>| {
+            let enable = config.flag("enable")?.unwrap_or(false);
+            Ok::<_, Fault>(RequestLog {
+                enable,
+                sample_rate: config.fraction("sampleRate")?.unwrap_or(SAMPLE_RATE_DEFAULT),
+            })
+        };
         Ok(lb::BackendService {
             protocol: fields.word("protocol", PROTOCOLS)?.unwrap_or(Protocol::Http),
             backends: fields.objects("backends")?.iter().map(backend).collect::<Result<_, _>>()?,
             timeout_s: fields.number("timeoutSec")?.unwrap_or(TIMEOUT_S_DEFAULT),
+            log: fields.object("logConfig")?.map(|config| log(&config)).transpose()?,
             description: fields.written("description"),
         })
     }
@@ -47,6 +65,9 @@ impl Wire for lb::BackendService {
         out.insert("protocol".into(), protocol.into());
         out.insert("loadBalancingScheme".into(), "INTERNAL_MANAGED".into());
         out.insert("timeoutSec".into(), spec.timeout_s.into());
+        if let Some(log) = &spec.log {
+            out.insert("logConfig".into(), write_log(log));
+        }
         let users: Vec<Value> = world.referrers(&record.link).map(|user| json!({"reference": user.url()})).collect();
         if !users.is_empty() {
             out.insert("usedBy".into(), users.into());
