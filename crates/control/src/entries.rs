@@ -9,7 +9,7 @@ use logs::{
     audit::{self, Principal},
     balanced::{self, BackendNames, BalancerNames},
     lines::LineNames,
-    records::{self, FlowNames, PscNames, Reporter, RunNames, VmNames, VpcNames},
+    records::{self, FlowNames, Psc, PscNames, Reporter, RunNames, VmNames, VpcNames},
 };
 use model::{
     id::WorkloadId,
@@ -18,7 +18,8 @@ use model::{
     record::{FlowGap, FlowRecord, RequestRecord},
     run::RevisionKey,
     time::Timestamp,
-    vm, vpc,
+    vm,
+    vpc::{self, FlowMetadata},
 };
 
 use crate::{
@@ -93,32 +94,69 @@ fn instance_id(world: &World, workload: &WorkloadId) -> Option<String> {
     }
 }
 
-/// The flow log's entries of one record: one for each end that is a VM in a subnet that keeps a flow log.
+/// The flow log's entries of one record: one for each end that is a VM in a subnet that keeps a flow log, and one for a
+/// load balancer in such a subnet that is called through an endpoint.
 pub fn flow(world: &World, record: &FlowRecord, now: Timestamp) -> Vec<Entry> {
     let Some(network) = world.by_id::<vpc::Network>(record.network.0) else { return Vec::new() };
     let vm_at = |address| world.at::<vm::Instance>(&network.link, address);
     let (src, dst) = (vm_at(record.src), vm_at(record.dst));
     let ends = [(Reporter::Src, src, dst, record.dst), (Reporter::Dest, dst, src, record.src)];
-    let entry = |(reporter, near, far, peer): (
+    let of_vm = |(reporter, near, far, peer): (
         Reporter,
         Option<&Record<vm::Instance>>,
         Option<&Record<vm::Instance>>,
         Ipv4Addr,
     )| {
         let near = near?;
-        let subnet = world.get::<vpc::Subnetwork>(&near.spec.subnetwork)?;
-        let settings = subnet.spec.flow_logs.as_ref().filter(|settings| records::is_sampled(record, settings))?;
-        let names = FlowNames {
-            reporter,
-            near: vm_names(near)?,
-            subnetwork_id: subnet.id.0,
-            far: far.and_then(vm_names),
-            psc: psc_at(world, &network.link, peer),
-            metadata: settings.metadata,
-        };
-        Some(records::flow_entry(record, &names, now, random::number()))
+        logged(world, record, now, &near.spec.subnetwork, |subnet, metadata| {
+            Some(FlowNames {
+                reporter,
+                near: vm_names(near),
+                vpc: vpc_names(&network.link, &subnet.link)?,
+                subnetwork_id: subnet.id.0,
+                far: far.and_then(vm_names),
+                psc: psc_at(world, &network.link, peer).map(Psc::Consumer),
+                metadata,
+            })
+        })
     };
-    ends.into_iter().filter_map(entry).collect()
+    ends.into_iter().filter_map(of_vm).chain(translated(world, &network.link, record, now)).collect()
+}
+
+/// The entry of a connection that came through an endpoint, as the producer's VPC sees it.
+fn translated(world: &World, network: &Link, record: &FlowRecord, now: Timestamp) -> Option<Entry> {
+    let (reporter, nat, vip) = match record.forward {
+        true => (Reporter::Dest, record.src, record.dst),
+        false => (Reporter::Src, record.dst, record.src),
+    };
+    let connection = world.connections.behind(record.network, nat)?;
+    let rule = world.at::<lb::ForwardingRule>(network, vip)?;
+    logged(world, record, now, &rule.spec.subnetwork, |subnet, metadata| {
+        let vpc = vpc_names(network, &subnet.link)?;
+        let end = PscNames { connection_id: connection.connection.connection_id.0, vpc: vpc.clone() };
+        Some(FlowNames {
+            reporter,
+            near: None,
+            vpc,
+            subnetwork_id: subnet.id.0,
+            far: None,
+            psc: Some(Psc::Producer(end)),
+            metadata,
+        })
+    })
+}
+
+/// The entry in the log of a subnet, if it keeps one and this record is in it.
+fn logged(
+    world: &World,
+    record: &FlowRecord,
+    now: Timestamp,
+    subnet: &Link,
+    names: impl FnOnce(&Record<vpc::Subnetwork>, FlowMetadata) -> Option<FlowNames>,
+) -> Option<Entry> {
+    let subnet = world.get::<vpc::Subnetwork>(subnet)?;
+    let settings = subnet.spec.flow_logs.as_ref().filter(|settings| records::is_sampled(record, settings))?;
+    Some(records::flow_entry(record, &names(subnet, settings.metadata)?, now, random::number()))
 }
 
 fn vm_names(vm: &Record<vm::Instance>) -> Option<VmNames> {

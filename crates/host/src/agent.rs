@@ -298,10 +298,10 @@ impl<S: Sandboxes> Agent<S> {
             Heard::DialBackend(dial, answer) => drop(answer.try_send(self.dial_backend(dial))),
             // Without control it waits in its file: the reader is told when there is a new one.
             Heard::Printed(batch) => drop(self.report(&batch)),
-            Heard::Flows(said) => self.report_later(match said {
-                Said::Flows(records) => FromHost::Flows(records),
-                Said::Gap(gap) => FromHost::Gap(gap),
-            }),
+            Heard::Flows(Said::Flows(records)) => self.report_later(FromHost::Flows(records)),
+            Heard::Flows(Said::Gap(gap)) => self.report_later(FromHost::Gap(gap)),
+            // A control that comes is told of those that live.
+            Heard::Flows(Said::Mapped(mapped)) => drop(self.report(&FromHost::Mapped(mapped))),
             // Whoever asked may have given up.
             Heard::Verify(answer) => drop(answer.try_send(self.verify())),
         }
@@ -318,6 +318,7 @@ impl<S: Sandboxes> Agent<S> {
         self.control = stream.set_write_timeout(Some(TAKE_MAX)).is_ok().then_some(stream);
         self.report(&hello);
         self.printed.anew();
+        self.vpcs.values().filter_map(|vpc| vpc.flows.as_ref()).for_each(|(_, watch)| watch.tell_again());
         while self.control.is_some()
             && let Some(message) = self.waiting.next()
         {

@@ -5,13 +5,18 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{IpAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    sync::mpsc::{Receiver, sync_channel},
+    time::Duration,
 };
 
 use host::{
     capture::Headers,
     names,
-    net::{state, vpc},
+    net::{
+        flow::{self, Said},
+        state, vpc,
+    },
     netlink::{conntrack, expr::Step},
 };
 use lab::{
@@ -25,6 +30,7 @@ use model::{
         guest::Realm,
         host::{Port, PublishedEndpoint, Reach, VpcPlan},
     },
+    record::{FlowRecord, Mapped},
     vpc::{Action, Direction},
 };
 
@@ -385,5 +391,96 @@ fn a_vpc_that_has_its_fill_of_connections_takes_no_new_one_and_keeps_the_old() {
     assert_eq!(a.refused("10.0.0.3:80").kind(), io::ErrorKind::TimedOut);
     for stream in &mut streams {
         assert!(tcp::greeting(stream).is_ok());
+    }
+}
+
+#[test]
+fn what_the_kernel_says_of_a_translation_is_what_the_load_balancers_socket_says() {
+    let mut lab = Lab::new();
+    let mut bank = producer(&both());
+    bank.settings.flow_logs = true;
+    for (network, plan) in [(BANK, &bank), (SHOP, &consumer("shop")), (CAFE, &consumer("cafe"))] {
+        apply(&mut lab, network, plan);
+    }
+    let server = lab.serve_vip(BANK, VIP);
+    let netns = lab.hands().pins().open(&names::vpc_ns(NetworkId(BANK))).unwrap().unwrap();
+    let watch = || {
+        let (out, said) = sync_channel(64);
+        let tuning = flow::Tuning { interval: Duration::from_millis(50), events_bytes: None };
+        (flow::watch(NetworkId(BANK), &netns, tuning, out).unwrap(), said)
+    };
+    let (first, said) = watch();
+    // Two consumers use one address and one port at once, and two VMs of one consumer one port: behind the one NAT address
+    // of their endpoint the second gets another.
+    let vms = [
+        lab.vm(SHOP, "shop-till", "10.0.0.2"),
+        lab.vm(SHOP, "shop-vip", "10.0.1.2"),
+        lab.vm(CAFE, "cafe-till", "10.0.0.2"),
+    ];
+    let mut streams: Vec<_> = vms.iter().map(|vm| vm.connect_from(41_000, ENDPOINT).unwrap()).collect();
+    let want: Vec<_> = std::iter::zip(&vms, &mut streams)
+        .map(|(vm, stream)| (SocketAddr::from((vm.address, 41_000)), tcp::greeting(stream).unwrap()))
+        .collect();
+    let ports: Vec<_> = want.iter().map(|(_, peer)| peer.port()).collect();
+    assert!(ports[0] == 41_000 && ports[1] != 41_000 && ports[2] == 41_000, "{ports:?}");
+    assert_eq!(server.clients().len(), 3);
+
+    let mut heard = Heard::default();
+    let told = |mapped: &[Mapped]| mapped.iter().map(|m| (m.consumer.into(), m.nat.into())).collect::<Vec<_>>();
+    until("every translation and what passed through it was told", || {
+        heard.hear(&said);
+        heard.mapped.len() == 3 && want.iter().all(|(_, peer)| heard.flow(*peer).is_some())
+    });
+    assert_eq!(told(&heard.mapped), want);
+    for mapped in &heard.mapped {
+        assert_eq!(
+            (mapped.network, mapped.endpoint.to_string(), mapped.target.to_string()),
+            (NetworkId(BANK), ENDPOINT.into(), VIP.into())
+        );
+        let flow = heard.flow(mapped.nat.into()).unwrap();
+        assert_eq!((SocketAddrV4::new(flow.dst, flow.dst_port), flow.first), (mapped.target, mapped.at));
+    }
+
+    first.tell_again();
+    let mut again = Heard::default();
+    until("they were told once more, to a control that is new", || {
+        again.hear(&said);
+        again.mapped.len() == 3
+    });
+    drop(first);
+    let (_second, said) = watch();
+    let mut met = Heard::default();
+    until("they were told by a host that is new", || {
+        met.hear(&said);
+        met.mapped.len() == 3
+    });
+    for heard in [again, met] {
+        let mut mapped = heard.mapped;
+        mapped.sort_by_key(|m| want.iter().position(|(_, peer)| *peer == m.nat.into()));
+        assert_eq!(told(&mapped), want);
+    }
+}
+
+/// What a flow thread said.
+#[derive(Default)]
+struct Heard {
+    mapped: Vec<Mapped>,
+    flows: Vec<FlowRecord>,
+}
+
+impl Heard {
+    fn hear(&mut self, said: &Receiver<Said>) {
+        for said in said.try_iter() {
+            match said {
+                Said::Mapped(mapped) => self.mapped.extend(mapped),
+                Said::Flows(flows) => self.flows.extend(flows),
+                Said::Gap(gap) => panic!("{gap:?}"),
+            }
+        }
+    }
+
+    /// The first record of what came from here.
+    fn flow(&self, from: SocketAddr) -> Option<&FlowRecord> {
+        self.flows.iter().find(|flow| from == SocketAddr::from((flow.src, flow.src_port)))
     }
 }

@@ -123,26 +123,36 @@ pub struct VpcNames {
     pub region: Region,
 }
 
-/// A Private Service Connect endpoint at the far end.
+/// One end of a Private Service Connect connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PscNames {
     pub connection_id: u64,
-    /// Where the endpoint's address lies.
+    /// Where the endpoint's address lies, or the attachment's load balancer.
     pub vpc: VpcNames,
+}
+
+/// How a flow has to do with Private Service Connect: neither side learns where the other is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Psc {
+    /// The far end is an endpoint.
+    Consumer(PscNames),
+    /// The far end is what came through an attachment.
+    Producer(PscNames),
 }
 
 /// Who reports a flow, and what is known about its far end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowNames {
     pub reporter: Reporter,
-    /// The reporting VM.
-    pub near: VmNames,
-    /// The id of the reporting VM's subnet.
+    /// The reporting VM; none where it is a load balancer.
+    pub near: Option<VmNames>,
+    /// Where the reporting end is.
+    pub vpc: VpcNames,
+    /// The id of its subnet.
     pub subnetwork_id: u64,
     /// The VM at the other end, if it is in the same network.
     pub far: Option<VmNames>,
-    /// The endpoint at the other end.
-    pub psc: Option<PscNames>,
+    pub psc: Option<Psc>,
     pub metadata: FlowMetadata,
 }
 
@@ -176,8 +186,10 @@ pub fn flow_entry(record: &FlowRecord, names: &FlowNames, received: Timestamp, c
             Reporter::Src => ("src", "dest"),
             Reporter::Dest => ("dest", "src"),
         };
-        put(&format!("{near}_instance"), names.near.instance());
-        put(&format!("{near}_vpc"), names.near.vpc.to_json());
+        if let Some(vm) = &names.near {
+            put(&format!("{near}_instance"), vm.instance());
+        }
+        put(&format!("{near}_vpc"), names.vpc.to_json());
         if let Some(vm) = &names.far {
             put(&format!("{far}_instance"), vm.instance());
             put(&format!("{far}_vpc"), vm.vpc.to_json());
@@ -186,14 +198,15 @@ pub fn flow_entry(record: &FlowRecord, names: &FlowNames, received: Timestamp, c
             put("psc", psc.to_json());
         }
     }
-    let vpc = &names.near.vpc;
+    let vpc = &names.vpc;
+    let location = names.near.as_ref().map_or_else(|| vpc.region.to_string(), |vm| vm.zone.to_string());
     Entry {
         log_name: LogName::in_project(&vpc.project, VPC_FLOWS),
         resource: Resource::new(
             "gce_subnetwork",
             [
                 ("project_id", vpc.project.to_string()),
-                ("location", names.near.zone.to_string()),
+                ("location", location),
                 ("subnetwork_id", names.subnetwork_id.to_string()),
                 ("subnetwork_name", vpc.subnetwork.clone()),
             ],
@@ -254,18 +267,32 @@ impl VpcNames {
     }
 }
 
-impl PscNames {
+impl Psc {
     fn to_json(&self) -> Value {
-        json!({
-            "reporter": "CONSUMER",
-            "psc_endpoint": {
-                "project_id": self.vpc.project.as_str(),
-                "region": self.vpc.region.as_str(),
-                "psc_connection_id": self.connection_id.to_string(),
-                "target_service_type": "PUBLISHED_SERVICE",
-                "vpc": self.vpc.to_json(),
-            },
-        })
+        match self {
+            Psc::Consumer(PscNames { connection_id, vpc }) => json!({
+                "reporter": "CONSUMER",
+                "psc_endpoint": {
+                    "project_id": vpc.project.as_str(),
+                    "region": vpc.region.as_str(),
+                    "psc_connection_id": connection_id.to_string(),
+                    "target_service_type": "PUBLISHED_SERVICE",
+                    "vpc": vpc.to_json(),
+                },
+            }),
+            Psc::Producer(PscNames { connection_id, vpc }) => json!({
+                "reporter": "PRODUCER",
+                "psc_endpoint": {
+                    "psc_connection_id": connection_id.to_string(),
+                    "target_service_type": "PUBLISHED_SERVICE",
+                },
+                "psc_attachment": {
+                    "project_id": vpc.project.as_str(),
+                    "region": vpc.region.as_str(),
+                    "vpc": vpc.to_json(),
+                },
+            }),
+        }
     }
 }
 
@@ -409,10 +436,11 @@ pub(crate) mod tests {
         };
         FlowNames {
             reporter,
-            near: VmNames { project, zone, vm: "test-vm".to_owned(), vpc: vpc.clone() },
+            near: Some(VmNames { project, zone, vm: "test-vm".to_owned(), vpc: vpc.clone() }),
+            vpc: vpc.clone(),
             subnetwork_id: 42,
             far: None,
-            psc: Some(PscNames { connection_id: 181_490_208_401_850_373, vpc }),
+            psc: Some(Psc::Consumer(PscNames { connection_id: 181_490_208_401_850_373, vpc })),
             metadata,
         }
     }

@@ -281,6 +281,18 @@ pub const SSH_FORWARD_CONNECT_MAX: Duration = Duration::from_secs(10);
 
 // ---- logs ----
 
+/// A flow that may carry requests waits this long for them to be told, before it is written without a trace.
+pub const FLOW_TRACE_WAIT: Duration = Duration::from_secs(1);
+/// Entries of flows that wait; of more than that the oldest wait no longer.
+pub const FLOWS_WAITING_MAX: usize = 4_096;
+/// Connections into load balancers of which the last requests are remembered, the translations of as many, and requests of
+/// each; the oldest go first. Source: as many as one VPC may have, [`VPC_CONNECTIONS_MAX`]. About 20 MiB when full.
+pub const TRACED_CONNECTIONS_MAX: usize = 32_768;
+pub const TRACES_PER_CONNECTION_MAX: usize = 16;
+/// They are remembered for this long after the last word of them: a connection says nothing for no longer, and no flow is
+/// told more seldom.
+pub const TRACES_KEEP: Duration = PSC_IDLE;
+
 /// Characters of a log filter. Source: Logging, 20 000.
 pub const FILTER_CHARS_MAX: usize = 20_000;
 /// Brackets within brackets of a log filter.

@@ -1,7 +1,7 @@
 //! What happened: the records that the hands and the proxy emit. Sources know no log format; control turns these into
 //! the entries of the Logging API.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,7 +65,8 @@ pub struct Front {
     pub pattern: Option<String>,
 }
 
-/// One direction of one flow during one interval, as the router of a VPC counted it.
+/// One direction of one flow during one interval, as the router of a VPC counted it. A connection through an endpoint is
+/// a flow of the producer's VPC too, from the NAT address to the load balancer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FlowRecord {
     pub network: NetworkId,
@@ -84,6 +85,24 @@ pub struct FlowRecord {
     pub opening: bool,
     /// Which end of the flow this is: true when `src` opened it.
     pub forward: bool,
+}
+
+/// A TCP connection through an endpoint, on both sides of the producer's translation. Told at its birth, and to every
+/// control that comes while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapped {
+    /// The producer's.
+    pub network: NetworkId,
+    /// The consumer's VM.
+    pub consumer: SocketAddrV4,
+    /// What it dialled.
+    pub endpoint: SocketAddrV4,
+    /// The other end of the connection as the load balancer's socket shows it.
+    pub nat: SocketAddrV4,
+    /// The load balancer's own end.
+    pub target: SocketAddrV4,
+    /// When the connection began.
+    pub at: Timestamp,
 }
 
 /// Where a program prints.

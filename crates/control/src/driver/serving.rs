@@ -170,7 +170,8 @@ impl Serving {
                 self.journal.append(&entries);
             }
             FromHost::Gap(gap) => self.journal.append(&entries::gap(&control.read(), &gap, control.now())),
-            FromHost::Hello { .. }
+            FromHost::Mapped(_)
+            | FromHost::Hello { .. }
             | FromHost::Observed { .. }
             | FromHost::Lacking { .. }
             | FromHost::Sandbox { .. } => {}

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     ops::Deref,
 };
 
@@ -36,6 +37,7 @@ struct Crowd {
 #[derive(Clone, Debug, Default)]
 struct Nats {
     endpoints: BTreeSet<EndpointId>,
+    by_address: BTreeMap<Ipv4Addr, EndpointId>,
     held: Runs,
 }
 
@@ -81,6 +83,11 @@ impl Connections {
         all.filter_map(|endpoint| self.all.get(endpoint))
     }
 
+    /// The connection that has this NAT address in one VPC.
+    pub fn behind(&self, network: NetworkId, nat: Ipv4Addr) -> Option<&PscConnection> {
+        self.all.get(self.by_producer.get(&network)?.by_address.get(&nat)?)
+    }
+
     /// The NAT addresses that are held in one VPC.
     pub fn nats(&self, network: NetworkId) -> Option<&Runs> {
         self.by_producer.get(&network).map(|nats| &nats.held)
@@ -91,7 +98,10 @@ impl Connections {
         self.take(endpoint);
         let nats = self.by_producer.entry(c.producer_network).or_default();
         nats.endpoints.insert(endpoint);
-        c.connection.nat.into_iter().for_each(|nat| nats.held.insert(nat));
+        for nat in c.connection.nat {
+            nats.held.insert(nat);
+            nats.by_address.insert(nat, endpoint);
+        }
         let crowd = self.by_attachment.entry(c.attachment_id).or_default();
         crowd.oldest_first.insert((c.connection.created, endpoint));
         crowd.waiting += u32::from(waits(&c));
@@ -106,7 +116,10 @@ impl Connections {
         let Some(c) = self.all.remove(&endpoint) else { return };
         if let Some(nats) = self.by_producer.get_mut(&c.producer_network) {
             nats.endpoints.remove(&endpoint);
-            c.connection.nat.into_iter().for_each(|nat| nats.held.remove(nat));
+            for nat in c.connection.nat {
+                nats.held.remove(nat);
+                nats.by_address.remove(&nat);
+            }
             if nats.endpoints.is_empty() {
                 self.by_producer.remove(&c.producer_network);
             }

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::{id::NetworkId, planned::host::FromHost, record::FlowGap, time::Timestamp};
+use model::{id::NetworkId, limits::FLOW_TRACE_WAIT, planned::host::FromHost, record::FlowGap, time::Timestamp};
 
 /// Messages kept.
 const KEPT_MAX: usize = 1_024;
-/// Control has written down what it was sent within this: it reads at once and flushes five times a second.
-const IN_FLIGHT: Duration = Duration::from_secs(1);
+/// Control has written down what it was sent within this: it reads at once, keeps a flow for as long as its requests may
+/// take to be told, and flushes five times a second.
+const IN_FLIGHT: Duration = Duration::from_secs(2).saturating_add(FLOW_TRACE_WAIT);
 
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
@@ -57,8 +58,9 @@ impl Backlog {
                 records.iter().for_each(|r| self.widen(Some(r.network), r.first, r.last));
             }
             FromHost::Gap(FlowGap { network, from, to }) => self.widen(network, from, to),
-            // Nothing else waits here: control hears of it again when it sends its plans.
-            FromHost::Hello { .. }
+            // Nothing else waits here: control hears of it again when it connects or sends its plans.
+            FromHost::Mapped(_)
+            | FromHost::Hello { .. }
             | FromHost::Observed { .. }
             | FromHost::Lacking { .. }
             | FromHost::Sandbox { .. }

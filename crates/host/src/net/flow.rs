@@ -1,16 +1,17 @@
 //! Flow records of one VPC, from the births and deaths that connection tracking tells and, between them, from looking at
 //! the living flows one by one (a listing walks the machine's whole table).
 //!
-//! Only flows of the VPC itself: what a consumer's connection looks like inside a producer is nobody's log there. A flow
-//! is two records, one for each direction, as the VPC's addresses see it. [`Ledger`] is pure; [`watch`] is the thread.
+//! A flow is two records, one for each direction, as the VPC's addresses see it: that of a consumer's connection comes from
+//! the NAT address. What joins it to the consumer's own flow is told beside it ([`Mapped`]) and stands in no log.
+//! [`Ledger`] is pure; [`watch`] is the thread.
 
 mod watch;
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, net::SocketAddrV4, time::SystemTime};
 
 use model::{
     id::NetworkId,
-    record::{FlowGap, FlowRecord},
+    record::{FlowGap, FlowRecord, Mapped},
     time::Timestamp,
 };
 
@@ -25,6 +26,7 @@ const FLOWS_MAX: u32 = model::limits::VPC_CONNECTIONS_MAX;
 pub enum Said {
     Flows(Vec<FlowRecord>),
     Gap(FlowGap),
+    Mapped(Vec<Mapped>),
 }
 
 /// What is known of the living flows.
@@ -36,6 +38,9 @@ pub struct Ledger {
 
 #[derive(Debug)]
 struct Flow {
+    /// Its original direction, as the VPC sees it.
+    seen: Tuple,
+    born: Timestamp,
     /// What was recorded already, original direction first.
     recorded: [Counters; 2],
     since: Timestamp,
@@ -64,19 +69,22 @@ impl Ledger {
     }
 
     fn follow(&mut self, entry: &Entry, recorded: [Counters; 2], opening: bool, now: Timestamp) -> bool {
-        // Another zone is a consumer's connection through an endpoint.
-        if entry.original.zone != 0 {
-            return true;
-        }
         if u32::try_from(self.flows.len()).is_ok_and(|flows| flows >= FLOWS_MAX) {
             return false;
         }
-        let since = entry
-            .started_ns
-            .filter(|_| opening)
-            .map_or(now, |ns| Timestamp(i64::try_from(ns / 1_000).unwrap_or(i64::MAX)));
-        self.flows.insert((entry.id, entry.original), Flow { recorded, since, opening });
+        let born = entry.started_ns.map_or(now, |ns| Timestamp(i64::try_from(ns / 1_000).unwrap_or(i64::MAX)));
+        let since = if opening { born } else { now };
+        let flow = Flow { seen: seen(entry), born, recorded, since, opening };
+        self.flows.insert((entry.id, entry.original), flow);
         true
+    }
+
+    /// What joins this flow to the consumer's, if it is one through an endpoint.
+    pub fn mapped(&self, key: &(u32, Tuple)) -> Option<Mapped> {
+        let flow = self.flows.get(key).filter(|_| key.1.zone != 0 && key.1.protocol == TCP)?;
+        let [(consumer, endpoint), (nat, target)] =
+            [&key.1, &flow.seen].map(|t| (SocketAddrV4::new(t.src, t.src_port), SocketAddrV4::new(t.dst, t.dst_port)));
+        Some(Mapped { network: self.network, consumer, endpoint, nat, target, at: flow.born })
     }
 
     /// What the flow did since its last record: nothing, or a record for each direction that moved.
@@ -88,11 +96,11 @@ impl Ledger {
             let packets = counters[i].packets.saturating_sub(flow.recorded[i].packets);
             let bytes = counters[i].bytes.saturating_sub(flow.recorded[i].bytes);
             if packets > 0 {
-                records.push(record(self.network, &entry.original, flow, forward, Counters { packets, bytes }, now));
+                records.push(record(self.network, flow, forward, Counters { packets, bytes }, now));
             }
         }
         if !records.is_empty() {
-            *flow = Flow { recorded: counters, since: now, opening: false };
+            *flow = Flow { recorded: counters, since: now, opening: false, ..*flow };
         }
         records
     }
@@ -110,14 +118,20 @@ impl Ledger {
     }
 }
 
-fn record(
-    network: NetworkId,
-    tuple: &Tuple,
-    flow: &Flow,
-    forward: bool,
-    moved: Counters,
-    now: Timestamp,
-) -> FlowRecord {
+/// The original direction of a connection. Another zone than the common one is a consumer's connection through an endpoint,
+/// which the VPC sees translated: replies go where it seems to come from.
+fn seen(entry: &Entry) -> Tuple {
+    match entry.original.zone {
+        0 => entry.original,
+        _ => {
+            let Tuple { src, dst, src_port, dst_port, .. } = entry.reply;
+            Tuple { src: dst, dst: src, src_port: dst_port, dst_port: src_port, ..entry.reply }
+        }
+    }
+}
+
+fn record(network: NetworkId, flow: &Flow, forward: bool, moved: Counters, now: Timestamp) -> FlowRecord {
+    let tuple = &flow.seen;
     let [from, to] = [(tuple.src, tuple.src_port), (tuple.dst, tuple.dst_port)];
     let (src, dst) = if forward { (from, to) } else { (to, from) };
     FlowRecord {
@@ -135,6 +149,9 @@ fn record(
         forward,
     }
 }
+
+/// IANA number.
+const TCP: u8 = 6;
 
 /// IP and transport headers without options.
 fn header_bytes(protocol: u8) -> u64 {
@@ -185,10 +202,28 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_through_an_endpoint_is_no_flow_of_the_producer() {
+    fn a_connection_through_an_endpoint_is_the_producers_flow_as_it_looks_behind_the_translation() {
         let mut ledger = Ledger::new(NetworkId(1));
-        assert!(ledger.born(&entry([1, 1], 3), Timestamp(10)));
-        assert!(ledger.living().is_empty());
+        let at = |a: &str| -> SocketAddrV4 { a.parse().unwrap() };
+        let mut through = entry([2, 1], 3);
+        let (nat, vip) = (at("10.0.3.2:1024"), at("10.0.1.2:80"));
+        through.reply = Tuple {
+            src: *vip.ip(),
+            dst: *nat.ip(),
+            src_port: vip.port(),
+            dst_port: nat.port(),
+            zone: 0,
+            ..through.reply
+        };
+        assert!(ledger.born(&through, Timestamp(10)));
+        assert!(ledger.born(&entry([1, 1], 0), Timestamp(11)));
+        let ends = |r: &FlowRecord| (SocketAddrV4::new(r.src, r.src_port), SocketAddrV4::new(r.dst, r.dst_port));
+        let records = ledger.counted(&through, Timestamp(20));
+        assert_eq!(records.iter().map(ends).collect::<Vec<_>>(), [(nat, vip), (vip, nat)]);
+        let mapped: Vec<_> = ledger.living().iter().filter_map(|key| ledger.mapped(key)).collect();
+        let (consumer, endpoint) = (at("10.1.0.2:40000"), at("10.1.0.5:80"));
+        let want = Mapped { network: NetworkId(1), consumer, endpoint, nat, target: vip, at: Timestamp(10) };
+        assert_eq!(mapped, [want], "what stays within the VPC is not translated");
     }
 
     #[test]

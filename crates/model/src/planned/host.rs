@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use super::vpc::*;
 use crate::{
     id::{Generation, NetworkId, WorkloadId},
-    record::{FlowGap, FlowRecord, Printed},
+    record::{FlowGap, FlowRecord, Mapped, Printed},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -162,6 +162,7 @@ pub enum FromHost {
     },
     Flows(Vec<FlowRecord>),
     Gap(FlowGap),
+    Mapped(Vec<Mapped>),
     /// Said again to a control that comes back, until it answers `Logged`.
     Printed(Printed),
 }

@@ -14,6 +14,7 @@ use std::{
 
 use model::{
     id::NetworkId,
+    limits::RECORD_BATCH_MAX,
     record::{FlowGap, FlowRecord},
     time::Timestamp,
 };
@@ -46,13 +47,27 @@ pub struct Tuning {
 /// A running flow thread; it ends when dropped.
 #[derive(Debug)]
 pub struct Watch {
-    stop: Arc<AtomicBool>,
+    wishes: Arc<Wishes>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What is asked of a flow thread.
+#[derive(Debug, Default)]
+struct Wishes {
+    stop: AtomicBool,
+    again: AtomicBool,
+}
+
+impl Watch {
+    /// There is somebody who does not know of the connections that live already.
+    pub fn tell_again(&self) {
+        self.wishes.again.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.wishes.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A thread that panicked has said so on standard error; there is nothing to clean up after it.
             let _ = thread.join();
@@ -66,10 +81,10 @@ pub fn watch(network: NetworkId, netns: &Netns, tuning: Tuning, out: SyncSender<
     let fd = fd.map_err(|source| crate::netns::NetnsError::Open { name: netns.name().to_owned(), source })?;
     let netns = Netns::borrowed(netns.name().to_owned(), fd);
     let tracking = Kernel { sockets: listen(&netns, tuning)?, netns, tuning };
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut watcher = Watcher::new(network, tracking, tuning.interval, out, stop.clone());
+    let wishes = Arc::<Wishes>::default();
+    let mut watcher = Watcher::new(network, tracking, tuning.interval, out, wishes.clone());
     let thread = thread::spawn(move || watcher.run());
-    Ok(Watch { stop, thread: Some(thread) })
+    Ok(Watch { wishes, thread: Some(thread) })
 }
 
 /// What the thread asks of connection tracking.
@@ -136,7 +151,7 @@ struct Watcher<T> {
     heard: Timestamp,
     /// How long to wait after the next failure.
     again: Duration,
-    stop: Arc<AtomicBool>,
+    wishes: Arc<Wishes>,
 }
 
 impl<T: Tracking> Watcher<T> {
@@ -145,7 +160,7 @@ impl<T: Tracking> Watcher<T> {
         tracking: T,
         interval: Duration,
         out: SyncSender<Said>,
-        stop: Arc<AtomicBool>,
+        wishes: Arc<Wishes>,
     ) -> Watcher<T> {
         Watcher {
             ledger: Ledger::new(network),
@@ -155,7 +170,7 @@ impl<T: Tracking> Watcher<T> {
             lost_since: None,
             heard: now(),
             again: AGAIN_FIRST,
-            stop,
+            wishes,
         }
     }
 
@@ -163,7 +178,10 @@ impl<T: Tracking> Watcher<T> {
         // Flows that live already: opened while nobody listened.
         self.resync();
         let mut next = Instant::now() + self.interval;
-        while !self.stop.load(Ordering::Relaxed) {
+        while !self.wishes.stop.load(Ordering::Relaxed) {
+            if self.wishes.again.swap(false, Ordering::Relaxed) {
+                self.map(&self.ledger.living());
+            }
             let wait = LOOK_EVERY.min(next.saturating_duration_since(Instant::now()));
             self.listen(wait);
             if Instant::now() >= next {
@@ -195,7 +213,7 @@ impl<T: Tracking> Watcher<T> {
         eprintln!("host: cannot hear the flows of network {}: {error}; trying again", self.ledger.network);
         let until = Instant::now() + self.again;
         self.again = (self.again * 2).min(AGAIN_MOST);
-        while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {
+        while Instant::now() < until && !self.wishes.stop.load(Ordering::Relaxed) {
             thread::sleep(LOOK_EVERY.min(until.saturating_duration_since(Instant::now())));
         }
         // Where that fails so does the next look, which comes back here.
@@ -207,16 +225,17 @@ impl<T: Tracking> Watcher<T> {
     fn hear(&mut self, events: Vec<Event>) {
         let at = now();
         let mut records = Vec::new();
+        let mut born = Vec::new();
         for event in events {
             match event {
-                Event::Born(entry) => {
-                    if !self.ledger.born(&entry, at) {
-                        self.lost_since.get_or_insert(at);
-                    }
-                }
+                Event::Born(entry) => match self.ledger.born(&entry, at) {
+                    true => born.push((entry.id, entry.original)),
+                    false => drop(self.lost_since.get_or_insert(at)),
+                },
                 Event::Died(entry) => records.extend(self.ledger.died(&entry, at)),
             }
         }
+        self.map(&born);
         self.say(records);
     }
 
@@ -247,6 +266,16 @@ impl<T: Tracking> Watcher<T> {
         }
         for entry in &entries {
             self.ledger.met(entry, at);
+        }
+        self.map(&self.ledger.living());
+    }
+
+    /// Says how these are translated. What does not fit is not said: its flows are told without a trace.
+    fn map(&self, flows: &[(u32, Tuple)]) {
+        let mapped: Vec<_> = flows.iter().filter_map(|key| self.ledger.mapped(key)).collect();
+        for batch in mapped.chunks(RECORD_BATCH_MAX) {
+            // The channel's other end is gone when the process ends.
+            let _ = self.out.try_send(Said::Mapped(batch.to_vec()));
         }
     }
 
