@@ -239,6 +239,7 @@ impl Driver {
         self.end_quarantines(now);
         if self.swept.elapsed() > SWEEP {
             self.swept = Instant::now();
+            self.serving.sweep(&self.control);
             if let Err(fault) = sweep::sweep(&self.control) {
                 eprintln!("control: cannot forget what is over: {fault}");
             }

@@ -2,14 +2,18 @@
 //!
 //! The shapes are `logs`' business; this file finds out who an address was.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
 use logs::{
     Entry,
     audit::{self, Principal},
     balanced::{self, BackendNames, BalancerNames},
+    flows::{self, FlowNames, Psc, PscNames, Reporter, VmNames, VpcNames},
     lines::LineNames,
-    records::{self, FlowNames, Psc, PscNames, Reporter, RunNames, VmNames, VpcNames},
+    records::{self, RunNames},
 };
 use model::{
     id::WorkloadId,
@@ -23,6 +27,7 @@ use model::{
 };
 
 use crate::{
+    joined::Connection,
     kind::Record,
     kinds::endpoint::Endpoint,
     operation::{Operation, OperationState},
@@ -123,6 +128,25 @@ pub fn flow(world: &World, record: &FlowRecord, now: Timestamp) -> Vec<Entry> {
     ends.into_iter().filter_map(of_vm).chain(translated(world, &network.link, record, now)).collect()
 }
 
+/// The connection of a flow into a load balancer, or to an endpoint: such flows carry requests.
+pub fn carrier(world: &World, record: &FlowRecord) -> Option<Connection> {
+    let connection = Connection::of_flow(record)?;
+    let network = world.by_id::<vpc::Network>(record.network.0)?;
+    world.at::<lb::ForwardingRule>(&network.link, *connection.server.ip())?;
+    Some(connection)
+}
+
+/// The connection that a request came over, if flows to its load balancer are logged.
+pub fn carried(world: &World, record: &RequestRecord) -> Option<Connection> {
+    let front = record.front.as_ref()?;
+    let rule = world.by_id::<lb::ForwardingRule>(front.listener.0)?;
+    let lb::Target::HttpProxy { ports, .. } = &rule.spec.target else { return None };
+    let subnet = world.get::<vpc::Subnetwork>(&rule.spec.subnetwork)?;
+    subnet.spec.flow_logs.as_ref().filter(|settings| settings.enable)?;
+    let server = SocketAddrV4::new(rule.spec.address, ports.first);
+    Connection::of_peer(world.network_id(&rule.spec.network)?, front.peer, server)
+}
+
 /// The entry of a connection that came through an endpoint, as the producer's VPC sees it.
 fn translated(world: &World, network: &Link, record: &FlowRecord, now: Timestamp) -> Option<Entry> {
     let (reporter, nat, vip) = match record.forward {
@@ -155,8 +179,8 @@ fn logged(
     names: impl FnOnce(&Record<vpc::Subnetwork>, FlowMetadata) -> Option<FlowNames>,
 ) -> Option<Entry> {
     let subnet = world.get::<vpc::Subnetwork>(subnet)?;
-    let settings = subnet.spec.flow_logs.as_ref().filter(|settings| records::is_sampled(record, settings))?;
-    Some(records::flow_entry(record, &names(subnet, settings.metadata)?, now, random::number()))
+    let settings = subnet.spec.flow_logs.as_ref().filter(|settings| flows::is_sampled(record, settings))?;
+    Some(flows::flow_entry(record, &names(subnet, settings.metadata)?, now, random::number()))
 }
 
 fn vm_names(vm: &Record<vm::Instance>) -> Option<VmNames> {
@@ -211,5 +235,5 @@ pub fn gap(world: &World, gap: &FlowGap, now: Timestamp) -> Vec<Entry> {
     let here = |s: &&Record<vpc::Subnetwork>| gap.network.is_none_or(|n| world.network_id(&s.spec.network) == Some(n));
     let subnets = world.all::<vpc::Subnetwork>().filter(logged).filter(here);
     let projects: std::collections::BTreeSet<_> = subnets.map(|s| s.link.project.clone()).collect();
-    projects.iter().map(|project| records::gap_entry(gap, project, now, random::number())).collect()
+    projects.iter().map(|project| flows::gap_entry(gap, project, now, random::number())).collect()
 }

@@ -12,6 +12,7 @@ pub mod dirty;
 pub mod driver;
 pub mod entries;
 pub mod instances;
+mod joined;
 pub mod kind;
 pub mod kinds;
 pub mod operation;

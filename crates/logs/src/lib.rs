@@ -1,8 +1,8 @@
 //! The memory of Cloud Logging: entries, where they are kept, and the language they are asked for in.
 //!
 //! It knows no HTTP, no project that exists and no right to read: the door checks who may ask, then asks [`Journal`].
-//! Records of the data plane become entries in [`records`] and [`balanced`], what containers print in [`lines`], API calls in [`audit`],
-//! what users write in [`written`].
+//! Records of the data plane become entries in [`records`], [`balanced`] and [`flows`], what containers print in
+//! [`lines`], API calls in [`audit`], what users write in [`written`].
 //!
 //! Start with [`entry`] (what an entry is), then [`filter`] (which ones are wanted), then [`journal`].
 
@@ -10,6 +10,7 @@ pub mod audit;
 pub mod balanced;
 pub mod entry;
 pub mod filter;
+pub mod flows;
 pub mod journal;
 pub mod lines;
 pub mod records;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use logs::Journal;
+use logs::{Entry, Journal, flows};
 use model::{
     fault::Fault,
     id::WorkloadId,
@@ -22,6 +22,7 @@ use crate::{
     dirty::Dirty,
     entries,
     instances::{Action, Event, Fleet, Tuning},
+    joined::{Joined, TraceId},
     kind::{Kind, Record},
     operation::{Operation, OperationState},
     ops::{Change, Control},
@@ -38,12 +39,22 @@ pub struct Serving {
     asks: Vec<FromGuest>,
     deaths: BTreeMap<WorkloadId, Death>,
     printed: Printed,
+    /// Flows that wait for their traces.
+    joined: Joined<Vec<Entry>>,
 }
 
 impl Serving {
     pub fn new(tuning: Tuning, mint: Arc<Mint>, journal: Arc<Journal>) -> Serving {
         let fleet = Fleet::new(tuning, Box::new(random::hex));
-        Serving { fleet, mint, journal, asks: Vec::new(), deaths: BTreeMap::new(), printed: Printed::default() }
+        Serving {
+            fleet,
+            mint,
+            journal,
+            asks: Vec::new(),
+            deaths: BTreeMap::new(),
+            printed: Printed::default(),
+            joined: Joined::default(),
+        }
     }
 
     /// Something beside the world changed on which plans depend.
@@ -94,6 +105,12 @@ impl Serving {
                 let world = control.read();
                 let entries: Vec<_> = records.iter().flat_map(|r| entries::request(&world, r)).collect();
                 self.journal.append(&entries);
+                let now = control.steady();
+                for record in &records {
+                    if let Some(connection) = entries::carried(&world, record) {
+                        self.joined.request(connection, record, now);
+                    }
+                }
                 return false;
             }
             FromProxy::Lost { records } => {
@@ -165,13 +182,29 @@ impl Serving {
             }
             FromHost::Flows(records) => {
                 let world = control.read();
-                let now = control.now();
-                let entries: Vec<_> = records.iter().flat_map(|r| entries::flow(&world, r, now)).collect();
+                let mut entries = Vec::new();
+                for record in records {
+                    let told = entries::flow(&world, &record, control.now());
+                    match entries::carrier(&world, &record).filter(|_| !told.is_empty()) {
+                        Some(connection) => {
+                            let over = self.joined.hold(connection, record, told, control.steady());
+                            entries.extend(over.into_iter().flat_map(with_traces));
+                        }
+                        None => entries.extend(told),
+                    }
+                }
                 self.journal.append(&entries);
             }
+            FromHost::Mapped(mapped) => {
+                let world = control.read();
+                for mapped in mapped {
+                    let connection = world.connections.behind(mapped.network, *mapped.nat.ip());
+                    let consumer = connection.map(|c| c.connection.consumer_network_id);
+                    consumer.into_iter().for_each(|network| self.joined.mapped(network, &mapped, control.steady()));
+                }
+            }
             FromHost::Gap(gap) => self.journal.append(&entries::gap(&control.read(), &gap, control.now())),
-            FromHost::Mapped(_)
-            | FromHost::Hello { .. }
+            FromHost::Hello { .. }
             | FromHost::Observed { .. }
             | FromHost::Lacking { .. }
             | FromHost::Sandbox { .. } => {}
@@ -212,8 +245,15 @@ impl Serving {
 
     pub(super) fn tick(&mut self, control: &Control) -> bool {
         self.raise_vms(control);
+        let due = self.joined.due(control.steady());
+        self.journal.append(&due.into_iter().flat_map(with_traces).collect::<Vec<_>>());
         self.printed.forget(&control.read(), control.now());
         self.fleet_says(control, Event::Look)
+    }
+
+    /// Now and then.
+    pub(super) fn sweep(&mut self, control: &Control) {
+        self.joined.forget(control.steady());
     }
 
     /// Starts again the VMs whose time has come.
@@ -247,6 +287,13 @@ impl Serving {
         // A stored change rings by itself; a phase of an instance does not.
         !actions.is_empty()
     }
+}
+
+/// A flow's entries with the traces of the requests that it carried.
+fn with_traces((mut entries, traces): (Vec<Entry>, Vec<TraceId>)) -> Vec<Entry> {
+    let ids: Vec<_> = traces.iter().map(|trace| format!("{trace:032x}")).collect();
+    entries.iter_mut().for_each(|entry| flows::put_traces(entry, &ids));
+    entries
 }
 
 fn act(control: &Control, action: &Action) -> Result<(), Fault> {

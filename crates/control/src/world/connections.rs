@@ -98,7 +98,7 @@ impl Connections {
         self.take(endpoint);
         let nats = self.by_producer.entry(c.producer_network).or_default();
         nats.endpoints.insert(endpoint);
-        for nat in c.connection.nat {
+        if let Some(nat) = c.connection.nat {
             nats.held.insert(nat);
             nats.by_address.insert(nat, endpoint);
         }
@@ -116,7 +116,7 @@ impl Connections {
         let Some(c) = self.all.remove(&endpoint) else { return };
         if let Some(nats) = self.by_producer.get_mut(&c.producer_network) {
             nats.endpoints.remove(&endpoint);
-            for nat in c.connection.nat {
+            if let Some(nat) = c.connection.nat {
                 nats.held.remove(nat);
                 nats.by_address.remove(&nat);
             }
