@@ -101,7 +101,7 @@ pub struct Mapped {
     pub nat: SocketAddrV4,
     /// The load balancer's own end.
     pub target: SocketAddrV4,
-    /// When the connection began.
+    /// When it was heard of, which is after the connection began.
     pub at: Timestamp,
 }
 

@@ -72,7 +72,7 @@ impl Ledger {
         if u32::try_from(self.flows.len()).is_ok_and(|flows| flows >= FLOWS_MAX) {
             return false;
         }
-        let born = entry.started_ns.map_or(now, |ns| Timestamp(i64::try_from(ns / 1_000).unwrap_or(i64::MAX)));
+        let born = began(entry).unwrap_or(now);
         let since = if opening { born } else { now };
         let flow = Flow { seen: seen(entry), born, recorded, since, opening };
         self.flows.insert((entry.id, entry.original), flow);
@@ -91,6 +91,10 @@ impl Ledger {
     pub fn counted(&mut self, entry: &Entry, now: Timestamp) -> Vec<FlowRecord> {
         let Some(flow) = self.flows.get_mut(&(entry.id, entry.original)) else { return Vec::new() };
         let Some(counters) = entry.counters else { return Vec::new() };
+        // The kernel says so in every answer, but not at a birth, which may be heard of late.
+        if let Some(began) = began(entry).filter(|_| flow.opening) {
+            flow.since = began;
+        }
         let mut records = Vec::new();
         for (i, forward) in [(0, true), (1, false)] {
             let packets = counters[i].packets.saturating_sub(flow.recorded[i].packets);
@@ -116,6 +120,11 @@ impl Ledger {
     pub fn forget(&mut self, key: &(u32, Tuple)) {
         self.flows.remove(key);
     }
+}
+
+/// When a connection began, where the kernel says it.
+fn began(entry: &Entry) -> Option<Timestamp> {
+    entry.started_ns.map(|ns| Timestamp(i64::try_from(ns / 1_000).unwrap_or(i64::MAX)))
 }
 
 /// The original direction of a connection. Another zone than the common one is a consumer's connection through an endpoint,
@@ -224,6 +233,16 @@ mod tests {
         let (consumer, endpoint) = (at("10.1.0.2:40000"), at("10.1.0.5:80"));
         let want = Mapped { network: NetworkId(1), consumer, endpoint, nat, target: vip, at: Timestamp(10) };
         assert_eq!(mapped, [want], "what stays within the VPC is not translated");
+    }
+
+    #[test]
+    fn a_flow_begins_when_the_kernel_says_and_not_when_its_birth_was_heard_of() {
+        let mut ledger = Ledger::new(NetworkId(1));
+        assert!(ledger.born(&entry([1, 1], 0), Timestamp(500)));
+        let started = |packets| Entry { started_ns: Some(10_000), ..entry(packets, 0) };
+        let firsts = |records: Vec<FlowRecord>| records.iter().map(|r| r.first.0).collect::<Vec<_>>();
+        assert_eq!(firsts(ledger.counted(&started([2, 1]), Timestamp(600))), [10, 10]);
+        assert_eq!(firsts(ledger.died(&started([3, 2]), Timestamp(700))), [600, 600]);
     }
 
     #[test]
