@@ -9,14 +9,20 @@ use host::netlink::{
 };
 use model::{
     limits::DNS_UDP_BYTES_MAX,
-    planned::{guest::FromGuest, host::FromHost},
+    planned::{
+        guest::{FromGuest, Names},
+        host::FromHost,
+    },
 };
 
 fn zone() -> &'static Zone {
     static ZONE: OnceLock<Zone> = OnceLock::new();
     ZONE.get_or_init(|| {
         let mut zone = Zone::default();
-        zone.add("vm.c.proj-one.internal", Ipv4Addr::new(10, 0, 0, 2));
+        for (zone_of, name) in [(None, "vm.c.proj-one.internal"), (Some("p.example.com"), "e.p.example.com")] {
+            let addresses = vec![Ipv4Addr::new(10, 0, 0, 2)];
+            zone.add(&Names { zone: zone_of.map(str::to_owned), names: vec![name.to_owned()], addresses });
+        }
         zone
     })
 }

@@ -4,6 +4,7 @@
 
 use identity::keys::StoredKey;
 use model::{
+    directory::{self, NamespaceName, ServiceName},
     iam::{Policy, ServiceAccount},
     id::{EndpointId, NetworkId, WorkloadId},
     login::LoginProfile,
@@ -46,6 +47,11 @@ pub enum Change {
     NoPolicy(String),
     OrgPolicy(String, Box<OrgPolicy>),
     NoOrgPolicy(String),
+    /// Of Service Directory.
+    Namespace(Box<directory::Namespace>),
+    NoNamespace(NamespaceName),
+    Registered(Box<directory::Service>),
+    NoRegistered(ServiceName),
     Account(Box<ServiceAccount>),
     NoAccount(String),
     Login(Box<LoginProfile>),
@@ -89,6 +95,10 @@ impl Change {
             Change::Image(i) => format!("image/{}", i.name),
             Change::Policy(name, _) | Change::NoPolicy(name) => format!("policy/{name}"),
             Change::OrgPolicy(name, _) | Change::NoOrgPolicy(name) => format!("org-policy/{name}"),
+            Change::Namespace(n) => format!("namespace/{}", n.name),
+            Change::NoNamespace(name) => format!("namespace/{name}"),
+            Change::Registered(s) => format!("registered/{}", s.name),
+            Change::NoRegistered(name) => format!("registered/{name}"),
             Change::Account(a) => format!("account/{}", a.email),
             Change::NoAccount(email) => format!("account/{email}"),
             Change::Login(l) => format!("login/{}", l.email),
@@ -120,6 +130,8 @@ impl Change {
             Change::Image(v) => json(v),
             Change::Policy(name, v) => json(&(name, v)),
             Change::OrgPolicy(name, v) => json(&(name, v)),
+            Change::Namespace(v) => json(v),
+            Change::Registered(v) => json(v),
             Change::Account(v) => json(v),
             Change::Login(v) => json(v),
             Change::Operation(v) => json(v),
@@ -137,6 +149,8 @@ impl Change {
             | Change::NoSeat(_)
             | Change::NoPolicy(_)
             | Change::NoOrgPolicy(_)
+            | Change::NoNamespace(_)
+            | Change::NoRegistered(_)
             | Change::NoAccount(_)
             | Change::NoOperation(_)
             | Change::NoRunOperation(_)
@@ -169,6 +183,8 @@ impl Change {
                 let (name, policy) = serde_json::from_slice(value)?;
                 Change::OrgPolicy(name, Box::new(policy))
             }
+            "namespace" => Change::Namespace(serde_json::from_slice(value)?),
+            "registered" => Change::Registered(serde_json::from_slice(value)?),
             "account" => Change::Account(serde_json::from_slice(value)?),
             "login" => Change::Login(serde_json::from_slice(value)?),
             "operation" => Change::Operation(serde_json::from_slice(value)?),
@@ -222,6 +238,10 @@ impl Change {
             Change::NoOrgPolicy(name) => {
                 world.org_policies.remove(&name);
             }
+            Change::Namespace(n) => world.directory.put_namespace(*n),
+            Change::NoNamespace(name) => world.directory.take_namespace(&name),
+            Change::Registered(s) => world.directory.put(*s),
+            Change::NoRegistered(name) => world.directory.take(&name),
             Change::Account(a) => {
                 world.accounts.insert(a.email.clone(), *a);
             }

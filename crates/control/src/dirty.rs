@@ -13,10 +13,11 @@ use std::{
 };
 
 use model::{
+    directory::{Namespace, ServiceName},
     id::{EndpointId, ListenerId, NetworkId, ResourceId, WorkloadId},
     lb,
     name::Link,
-    planned::edge::EdgeKey,
+    planned::{edge::EdgeKey, guest::Named},
     psc::ServiceAttachment,
     run::{RevisionKey, ServiceKey},
     vm, vpc,
@@ -39,8 +40,8 @@ pub struct Dirty {
     pub workloads: BTreeSet<WorkloadId>,
     pub fabric: bool,
     pub edge: BTreeSet<EdgeKey>,
-    /// VMs whose names in a network may have changed.
-    pub names: BTreeSet<(NetworkId, Link)>,
+    /// What may be called differently in a network.
+    pub names: BTreeSet<(NetworkId, Named)>,
 }
 
 /// Members of one VPC.
@@ -127,6 +128,18 @@ impl Dirty {
             Change::Account(_) | Change::NoAccount(_) => {
                 self.edge.extend(world.services.keys().cloned().map(EdgeKey::Service));
             }
+            Change::Namespace(new) => {
+                let old = world.directory.namespace(&new.name);
+                if old.and_then(|old| old.zone.as_ref()) != new.zone.as_ref() {
+                    old.into_iter().for_each(|old| self.zone(world, old));
+                    self.zone(world, new);
+                }
+            }
+            Change::NoNamespace(name) => {
+                world.directory.namespace(name).into_iter().for_each(|old| self.zone(world, old));
+            }
+            Change::Registered(service) => self.registered(world, &service.name),
+            Change::NoRegistered(name) => self.registered(world, name),
             Change::Login(_)
             | Change::Operation(_)
             | Change::NoOperation(_)
@@ -203,6 +216,22 @@ impl Dirty {
         self.edge.insert(EdgeKey::Network(id));
         self.fabric = true;
         self.vms(world, &network.link);
+        let zones = world.directory.zones_of(id).filter_map(|name| world.directory.namespace(name));
+        zones.for_each(|namespace| self.zone(world, namespace));
+    }
+
+    /// A namespace in the network that has its zone: the zone, and all names in it.
+    fn zone(&mut self, world: &World, namespace: &Namespace) {
+        let Some(zone) = &namespace.zone else { return };
+        self.names.insert((zone.network_id, Named::Namespace(namespace.name.clone())));
+        let services = world.directory.services(&namespace.name);
+        self.names.extend(services.map(|service| (zone.network_id, Named::Service(service.name.clone()))));
+    }
+
+    fn registered(&mut self, world: &World, name: &ServiceName) {
+        if let Some(zone) = world.directory.namespace(&name.namespace).and_then(|n| n.zone.as_ref()) {
+            self.names.insert((zone.network_id, Named::Service(name.clone())));
+        }
     }
 
     /// The sandboxes and identities of VMs that refer to a network or a subnet: its MTU, range or name is in them.
@@ -216,7 +245,7 @@ impl Dirty {
         if let Some(id) = world.network_id(&vm.spec.network) {
             self.vpc(id).ports.insert(workload);
             if comes_or_goes {
-                self.names.insert((id, vm.link.clone()));
+                self.names.insert((id, Named::Vm(vm.link.clone())));
             }
         }
     }

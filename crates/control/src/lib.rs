@@ -8,6 +8,7 @@
 pub mod accounts;
 mod change;
 pub mod credentials;
+pub mod directory;
 pub mod dirty;
 pub mod driver;
 pub mod entries;

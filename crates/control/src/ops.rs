@@ -49,13 +49,15 @@ pub struct Txn {
     pub steady: Timestamp,
     /// How long a released NAT address rests.
     pub(crate) nat_rest: Duration,
+    /// Who makes a resource, where somebody does: what comes with it is made in their name.
+    pub(crate) by: Option<Principal>,
     changes: Vec<Change>,
 }
 
 impl Txn {
     /// One that nobody will commit: to find out what a change would do.
     pub(crate) fn scratch(now: Timestamp) -> Txn {
-        Txn { now, steady: now, nat_rest: PSC_NAT_QUARANTINE, changes: Vec::new() }
+        Txn { now, steady: now, nat_rest: PSC_NAT_QUARANTINE, by: None, changes: Vec::new() }
     }
 
     pub fn push(&mut self, change: Change) {
@@ -236,7 +238,7 @@ impl Control {
         let mut head = self.writer.lock().expect("a commit does not panic while it holds the writer's lock");
         for _ in 0..COMMIT_TRIES {
             let (now, steady) = (self.now(), self.steady());
-            let mut txn = Txn { now, steady, nat_rest: self.nat_rest, changes: Vec::new() };
+            let mut txn = Txn { now, steady, nat_rest: self.nat_rest, by: None, changes: Vec::new() };
             let answer = decide(&self.read(), &mut txn)?;
             if txn.changes.is_empty() {
                 return Ok((answer, self.read().revision));
@@ -355,6 +357,7 @@ impl Control {
                 return Ok(call.fail(&record, fault, txn));
             }
             resolve(world, None, &record.spec)?;
+            txn.by = Some(caller.principal.clone());
             K::admit(&mut record, None, world, txn)?;
             let operation = call.begin(&record, txn);
             txn.put(record);

@@ -10,13 +10,14 @@ use std::{
 
 use model::{
     cidr::Cidr,
+    directory::{NamespaceName, Zone},
     id::{BackendId, EndpointId, ListenerId, NetworkId, WorkloadId},
     lb,
     limits::{LB_KEEPALIVE_DEFAULT, SANDBOX_PIDS_MAX},
     name::{Link, Scope},
     planned::{
         edge::{Branch, Listener, Matcher, Route},
-        guest::{Account, Identity, Machine, Names, Realm, Seat},
+        guest::{Account, Identity, Machine, Named, Names, Realm, Seat},
         host::{
             Attach, ConsumerEndpoint, FirewallRule, Match, PlannedProtocol, Port, Process, PublishedEndpoint, Reach,
             Rootfs, SandboxLimits, SandboxPlan, Vip, VpcChange, VpcPlan, VpcSettings,
@@ -386,11 +387,45 @@ fn mac(address: Ipv4Addr) -> String {
     format!("42:01:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
-/// Internal names of a VM in its network, zonal and global. Source: Compute Engine internal DNS.
-pub fn names(world: &World, network: NetworkId, vm: &Link) -> Option<Names> {
+/// What a VM, a namespace or a service is called in a network.
+pub fn names(world: &World, network: NetworkId, named: &Named) -> Option<Names> {
+    match named {
+        Named::Vm(link) => vm_names(world, network, link),
+        Named::Namespace(name) => Some(Names {
+            zone: Some(zone(world, network, name)?.apex().to_owned()),
+            names: Vec::new(),
+            addresses: Vec::new(),
+        }),
+        Named::Service(name) => {
+            let apex = zone(world, network, &name.namespace)?.apex();
+            let endpoints = world.directory.service(name)?.endpoints.values();
+            let here = endpoints.filter(|e| e.network.as_ref().is_none_or(|(_, id)| *id == network));
+            let addresses: BTreeSet<Ipv4Addr> = here.filter_map(|endpoint| endpoint.address).collect();
+            let names = vec![format!("{}.{apex}", name.name)];
+            Some(Names { zone: Some(apex.to_owned()), names, addresses: addresses.into_iter().collect() })
+        }
+    }
+}
+
+/// Everything that has names in a network.
+pub fn named<'w>(world: &'w World, network: &'w Record<vpc::Network>) -> impl Iterator<Item = Named> + 'w {
+    let vms = world.users::<vm::Instance>(&network.link).map(|vm| Named::Vm(vm.link.clone()));
+    let zones = || world.directory.zones_of(NetworkId(network.id.0));
+    let services = zones().flat_map(|name| world.directory.services(name));
+    vms.chain(zones().cloned().map(Named::Namespace)).chain(services.map(|s| Named::Service(s.name.clone())))
+}
+
+fn zone<'w>(world: &'w World, network: NetworkId, namespace: &NamespaceName) -> Option<&'w Zone> {
+    let zone = world.directory.zone_in(namespace, network)?;
+    (world.network_id(&zone.network) == Some(network) && world.is_active(&namespace.project)).then_some(zone)
+}
+
+/// Zonal and global. Source: Compute Engine internal DNS.
+fn vm_names(world: &World, network: NetworkId, vm: &Link) -> Option<Names> {
     let Scope::Zone(zone) = &vm.scope else { return None };
     let spec = &world.get::<vm::Instance>(vm)?.spec;
     let zonal = format!("{}.{zone}.c.{}.internal", vm.name, vm.project);
     let names = vec![zonal, format!("{}.c.{}.internal", vm.name, vm.project)];
-    (world.network_id(&spec.network) == Some(network)).then_some(Names { names, address: spec.address })
+    let here = world.network_id(&spec.network) == Some(network);
+    here.then(|| Names { zone: None, names, addresses: vec![spec.address] })
 }

@@ -187,6 +187,7 @@ mod tests {
             accept: accept.iter().map(|(p, limit)| AcceptEntry { consumer: project(p), limit: *limit }).collect(),
             reject: reject.iter().map(|p| project(p)).collect(),
             reconcile: false,
+            domain: None,
             description: None,
         }
     }

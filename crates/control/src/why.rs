@@ -141,13 +141,16 @@ fn address(world: &World, network: &Link, to: &str) -> Result<Ipv4Addr, Fault> {
     if let Ok(address) = to.parse() {
         return Ok(address);
     }
-    let id = world.network_id(network);
-    let called = |vm: &&Record<vm::Instance>| {
-        let names = id.and_then(|id| plan::names(world, id, &vm.link));
-        vm.link.name == to || names.is_some_and(|names| names.names.iter().any(|name| name == to))
-    };
-    world.users::<vm::Instance>(network).find(called).map(|vm| vm.spec.address).ok_or_else(|| {
-        let message = format!("'{to}' is neither an address nor the name of a VM in '{network}'");
+    if let Some(vm) = world.users::<vm::Instance>(network).find(|vm| vm.link.name == to) {
+        return Ok(vm.spec.address);
+    }
+    let names = world.get::<vpc::Network>(network).into_iter().flat_map(|network| {
+        let id = NetworkId(network.id.0);
+        plan::named(world, network).filter_map(move |named| plan::names(world, id, &named))
+    });
+    let mut called = names.filter(|names| names.names.iter().any(|name| name == to));
+    called.find_map(|names| names.addresses.first().copied()).ok_or_else(|| {
+        let message = format!("'{to}' is neither an address nor a name that resolves in '{network}'");
         Fault::new(Code::NotFound, "notFound", message)
     })
 }

@@ -5,6 +5,7 @@
 //! more where much exists.
 
 mod connections;
+mod directory;
 mod quarantine;
 mod runs;
 mod seats;
@@ -29,7 +30,7 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::{connections::Connections, quarantine::Quarantine, runs::Runs, seats::Seats};
+pub use self::{connections::Connections, directory::Directory, quarantine::Quarantine, runs::Runs, seats::Seats};
 use crate::{
     accounts::AccountKey,
     kind::{Kind, Object, Record},
@@ -47,6 +48,7 @@ pub struct World {
     pub connections: Connections,
     /// NAT addresses in quarantine, by the network they belong to.
     pub quarantine: Quarantine,
+    pub directory: Directory,
     pub services: BTreeMap<ServiceKey, ServiceRecord>,
     pub revisions: BTreeMap<RevisionKey, Revision>,
     pub seats: Seats,

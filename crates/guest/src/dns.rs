@@ -3,140 +3,16 @@
 //! [`answer`] is pure, bytes to bytes. What is not a well-formed query gets no answer. Source: RFC 1035, 2308, 6891;
 //! VPC "internal DNS".
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
-};
+mod zone;
 
 use hickory_proto::{
-    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
-    rr::{DNSClass, Name, RData, Record, RecordType, rdata},
+    op::{Edns, Message, MessageType, OpCode, ResponseCode},
+    rr::{DNSClass, Record},
 };
-use model::limits::{DNS_TTL_METADATA_S, DNS_TTL_NAME_S, DNS_UDP_BYTES_MAX};
+use model::limits::DNS_UDP_BYTES_MAX;
 
-/// The name of the metadata server, everywhere.
-const METADATA: &str = "metadata.google.internal";
-/// What it is called for short, where a client asks without its search list.
-const METADATA_SHORT: &str = "metadata";
-
-/// The names of a realm, ready for looking up in both directions.
-#[derive(Clone, Debug)]
-pub struct Zone {
-    /// Two VMs of one name in different zones share their global name: the lowest address has it.
-    forward: HashMap<String, BTreeSet<Ipv4Addr>>,
-    reverse: HashMap<Ipv4Addr, BTreeSet<String>>,
-    /// Names that stand above one that has an address, and how many do: they exist too.
-    above: HashMap<String, usize>,
-    /// There is no other name.
-    whole: bool,
-}
-
-impl Default for Zone {
-    /// The metadata server's names, which nobody else can have.
-    fn default() -> Zone {
-        let mut zone = Zone { forward: HashMap::new(), reverse: HashMap::new(), above: HashMap::new(), whole: true };
-        zone.put(METADATA, crate::ADDRESS);
-        zone.put(METADATA_SHORT, crate::ADDRESS);
-        zone
-    }
-}
-
-impl Zone {
-    /// As long as nobody has said which names there are: those that are known, and no word on others.
-    pub fn incomplete(self) -> Zone {
-        Zone { whole: false, ..self }
-    }
-
-    /// A fully qualified name, lower case, without the final dot.
-    pub fn add(&mut self, name: &str, address: Ipv4Addr) {
-        if name != METADATA && name != METADATA_SHORT {
-            self.put(name, address);
-        }
-    }
-
-    fn put(&mut self, name: &str, address: Ipv4Addr) {
-        if !self.forward.entry(name.to_owned()).or_default().insert(address) {
-            return;
-        }
-        self.reverse.entry(address).or_default().insert(name.to_owned());
-        for parent in parents(name) {
-            *self.above.entry(parent.to_owned()).or_default() += 1;
-        }
-    }
-
-    /// Takes back what [`Zone::add`] gave.
-    pub fn remove(&mut self, name: &str, address: Ipv4Addr) {
-        let Some(addresses) = self.forward.get_mut(name).filter(|_| name != METADATA && name != METADATA_SHORT) else {
-            return;
-        };
-        if !addresses.remove(&address) {
-            return;
-        }
-        if addresses.is_empty() {
-            self.forward.remove(name);
-        }
-        if let Some(names) = self.reverse.get_mut(&address) {
-            names.remove(name);
-            if names.is_empty() {
-                self.reverse.remove(&address);
-            }
-        }
-        for parent in parents(name) {
-            if let Some(below) = self.above.get_mut(parent) {
-                *below -= 1;
-                if *below == 0 {
-                    self.above.remove(parent);
-                }
-            }
-        }
-    }
-
-    fn look_up(&self, query: &Query) -> Found {
-        let name = query.name().to_ascii().to_ascii_lowercase();
-        let name = name.strip_suffix('.').unwrap_or(&name);
-        // Of several names the longest says most: it has the zone in it.
-        let longest = |address| self.reverse.get(&address)?.iter().max_by_key(|name| name.len());
-        if let Some(host) = reverse_address(query.name()).and_then(longest) {
-            return match (query.query_type(), Name::from_ascii(format!("{host}."))) {
-                (RecordType::PTR | RecordType::ANY, Ok(host)) => Found::Record(RData::PTR(rdata::PTR(host)), ttl(name)),
-                (_, _) => Found::NoData,
-            };
-        }
-        match (self.forward.get(name).and_then(BTreeSet::first), query.query_type()) {
-            (Some(address), RecordType::A | RecordType::ANY) => Found::Record(RData::A(rdata::A(*address)), ttl(name)),
-            (Some(_), _) => Found::NoData,
-            (None, _) if self.above.contains_key(name) => Found::NoData,
-            (None, _) if self.whole => Found::NoName,
-            (None, _) => Found::NotKnown,
-        }
-    }
-}
-
-enum Found {
-    Record(RData, u32),
-    /// The name exists and has no such record.
-    NoData,
-    NoName,
-    /// It may exist.
-    NotKnown,
-}
-
-/// The names above a name.
-fn parents(name: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(name.split_once('.'), |(_, parent)| parent.split_once('.')).map(|(_, parent)| parent)
-}
-
-fn ttl(name: &str) -> u32 {
-    if name == METADATA || name == METADATA_SHORT { DNS_TTL_METADATA_S } else { DNS_TTL_NAME_S }
-}
-
-fn reverse_address(name: &Name) -> Option<Ipv4Addr> {
-    let net = name.parse_arpa_name().ok()?;
-    match net.addr() {
-        IpAddr::V4(address) if net.prefix_len() == 32 => Some(address),
-        IpAddr::V4(_) | IpAddr::V6(_) => None,
-    }
-}
+use zone::Found;
+pub use zone::Zone;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
@@ -184,12 +60,18 @@ fn reply(zone: &Zone, query: &Message) -> Message {
     }
     reply.metadata.response_code = match (query.metadata.op_code, query.queries.as_slice()) {
         (OpCode::Query, [question]) if question.query_class() == DNSClass::IN => match zone.look_up(question) {
-            Found::Record(data, ttl) => {
-                reply.add_answer(Record::from_rdata(question.name().clone(), ttl, data));
+            Found::Records(all, ttl) => {
+                reply.add_answers(all.into_iter().map(|d| Record::from_rdata(question.name().clone(), ttl, d)));
                 ResponseCode::NoError
             }
-            Found::NoData => ResponseCode::NoError,
-            Found::NoName => ResponseCode::NXDomain,
+            Found::NoData(soa) => {
+                reply.add_authorities(soa.map(|soa| *soa));
+                ResponseCode::NoError
+            }
+            Found::NoName(soa) => {
+                reply.add_authorities(soa.map(|soa| *soa));
+                ResponseCode::NXDomain
+            }
             Found::NotKnown => ResponseCode::ServFail,
         },
         (OpCode::Query, [_]) => ResponseCode::Refused,
@@ -201,7 +83,16 @@ fn reply(zone: &Zone, query: &Message) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use hickory_proto::{
+        op::Query,
+        rr::{Name, RecordType},
+    };
+    use model::{
+        directory::{ZONE_MAILBOX, ZONE_SERVER},
+        planned::guest::Names,
+    };
+
+    use super::{zone::METADATA, *};
 
     fn zone() -> Zone {
         let names = [
@@ -210,8 +101,18 @@ mod tests {
             ("metadata.google.internal", "10.66.66.66"),
         ];
         let mut zone = Zone::default();
-        names.iter().for_each(|(name, address)| zone.add(name, address.parse().unwrap()));
+        names.iter().for_each(|(name, address)| zone.add(&called(name, address)));
         zone
+    }
+
+    fn called(name: &str, address: &str) -> Names {
+        Names { zone: None, names: vec![name.to_owned()], addresses: vec![address.parse().unwrap()] }
+    }
+
+    /// A private zone, and a name in it.
+    fn in_zone(apex: &str, name: &str, addresses: &[&str]) -> Names {
+        let names = if name.is_empty() { vec![] } else { vec![format!("{name}.{apex}")] };
+        Names { zone: Some(apex.to_owned()), names, addresses: addresses.iter().map(|a| a.parse().unwrap()).collect() }
     }
 
     fn ask(name: &str, kind: RecordType) -> Message {
@@ -264,18 +165,21 @@ mod tests {
     #[test]
     fn a_name_that_went_is_gone_with_what_stood_above_it_and_one_of_two_holders_keeps_it() {
         let mut zone = Zone::default();
-        let [first, second] = ["10.2.0.2", "10.2.0.3"].map(|address| address.parse().unwrap());
+        let [first, second] = ["10.2.0.2", "10.2.0.3"].map(|address| called("a.c.p.internal", address));
         let code = |zone: &Zone, name: &str| reply(zone, &ask(name, RecordType::A)).metadata.response_code;
-        zone.add("a.c.p.internal", second);
-        zone.add("a.c.p.internal", first);
-        zone.add("a.c.p.internal", first);
-        let held =
-            |zone: &Zone| zone.look_up(&Query::query(Name::from_ascii("a.c.p.internal.").unwrap(), RecordType::A));
-        assert!(matches!(held(&zone), Found::Record(RData::A(a), _) if a.0 == first));
-        zone.remove("a.c.p.internal", first);
-        assert!(matches!(held(&zone), Found::Record(RData::A(a), _) if a.0 == second));
-        zone.remove("a.c.p.internal", second);
-        zone.remove("a.c.p.internal", second);
+        zone.add(&second);
+        zone.add(&first);
+        zone.add(&first);
+        let held = |zone: &Zone| {
+            reply(zone, &ask("a.c.p.internal.", RecordType::A)).answers.first().map(|record| record.data.to_string())
+        };
+        assert_eq!(held(&zone).as_deref(), Some("10.2.0.2"));
+        zone.remove(&first);
+        assert_eq!(held(&zone).as_deref(), Some("10.2.0.2"), "it came to its next holder before it left the last one");
+        zone.remove(&first);
+        assert_eq!(held(&zone).as_deref(), Some("10.2.0.3"));
+        zone.remove(&second);
+        zone.remove(&second);
         assert_eq!(code(&zone, "a.c.p.internal."), ResponseCode::NXDomain);
         assert_eq!(code(&zone, "c.p.internal."), ResponseCode::NXDomain);
         assert_eq!(
@@ -283,8 +187,45 @@ mod tests {
             ResponseCode::NoError,
             "the metadata server's name stands under it"
         );
-        zone.remove(METADATA, crate::ADDRESS);
+        zone.remove(&called(METADATA, "169.254.169.254"));
         assert_eq!(code(&zone, "metadata.google.internal."), ResponseCode::NoError);
+    }
+
+    #[test]
+    fn a_private_zone_answers_for_all_that_is_below_it_and_the_longest_of_several_does() {
+        use RecordType as T;
+        let mut zone = zone();
+        let outer = [in_zone("example.com", "", &[]), in_zone("example.com", "p", &["10.1.0.9"])];
+        let inner = [in_zone("p.example.com", "", &[]), in_zone("p.example.com", "e", &["10.1.0.6", "10.1.0.5"])];
+        outer.iter().chain(&inner).for_each(|names| zone.add(names));
+        let asked = |zone: &Zone, name: &str, kind| {
+            let reply = reply(zone, &ask(name, kind));
+            let data: Vec<String> = reply.answers.iter().map(|record| record.data.to_string()).collect();
+            let authority = reply.authorities.first().map(|record| record.name.to_string());
+            (reply.metadata.response_code, data.join(" "), authority)
+        };
+        let says = |apex: &str| Some(format!("{apex}."));
+        for (name, kind, code, data, authority) in [
+            ("e.p.example.com.", T::A, ResponseCode::NoError, "10.1.0.5 10.1.0.6", None),
+            ("E.P.example.com.", T::A, ResponseCode::NoError, "10.1.0.5 10.1.0.6", None),
+            ("e.p.example.com.", T::AAAA, ResponseCode::NoError, "", says("p.example.com")),
+            ("f.p.example.com.", T::A, ResponseCode::NXDomain, "", says("p.example.com")),
+            ("p.example.com.", T::A, ResponseCode::NoError, "", says("p.example.com")),
+            ("p.example.com.", T::NS, ResponseCode::NoError, ZONE_SERVER, None),
+            ("q.example.com.", T::A, ResponseCode::NXDomain, "", says("example.com")),
+            ("example.org.", T::A, ResponseCode::NXDomain, "", None),
+            ("5.0.1.10.in-addr.arpa.", T::PTR, ResponseCode::NXDomain, "", None),
+        ] {
+            assert_eq!(asked(&zone, name, kind), (code, data.to_owned(), authority), "{name} {kind}");
+        }
+        let (_, soa, _) = asked(&zone, "p.example.com.", T::SOA);
+        assert!(soa.starts_with(&format!("{ZONE_SERVER} {ZONE_MAILBOX} 1 ")), "{soa}");
+        zone.remove(&inner[1]);
+        let gone = (ResponseCode::NXDomain, String::new(), says("p.example.com"));
+        assert_eq!(asked(&zone, "e.p.example.com.", T::A), gone, "the zone stays when its last name goes");
+        zone.remove(&inner[0]);
+        let outer = (ResponseCode::NoError, "10.1.0.9".to_owned(), None);
+        assert_eq!(asked(&zone, "p.example.com.", T::A), outer, "and the one above it answers when it goes itself");
     }
 
     #[test]

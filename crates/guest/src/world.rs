@@ -10,8 +10,7 @@ use std::{
 use ipc::Told;
 use model::{
     limits::{METADATA_TOKENS_MAX, METADATA_WAITERS_MAX},
-    name::Link,
-    planned::guest::{GuestItem, GuestKey, Identity, Machine, Names, Realm, Seat, Want},
+    planned::guest::{GuestItem, GuestKey, Identity, Machine, Named, Names, Realm, Seat, Want},
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -84,24 +83,20 @@ pub struct World {
 #[derive(Default)]
 struct Known {
     workloads: HashMap<Seat, (Epoch, Arc<Workload>)>,
-    names: BTreeMap<(Realm, Link), (Epoch, Names)>,
+    names: BTreeMap<(Realm, Named), (Epoch, Names)>,
     zones: HashMap<Realm, Arc<Zone>>,
 }
 
 impl Known {
     /// Replaces what a resource is called. Whoever looks something up meanwhile keeps the zone as it was.
-    fn name(&mut self, realm: Realm, link: Link, told: Option<(Epoch, Names)>) {
-        let key = (realm, link);
+    fn name(&mut self, realm: Realm, named: Named, told: Option<(Epoch, Names)>) {
+        let key = (realm, named);
         let before = self.names.remove(&key).map(|(_, names)| names);
         let now = told.as_ref().map(|(_, names)| names);
         if before.as_ref() != now {
             let zone = Arc::make_mut(self.zones.entry(realm).or_default());
-            if let Some(Names { names, address }) = &before {
-                names.iter().for_each(|name| zone.remove(name, *address));
-            }
-            if let Some(Names { names, address }) = now {
-                names.iter().for_each(|name| zone.add(name, *address));
-            }
+            before.iter().for_each(|names| zone.remove(names));
+            now.into_iter().for_each(|names| zone.add(names));
         }
         self.names.extend(told.map(|told| (key, told)));
     }
@@ -141,7 +136,7 @@ impl World {
     pub fn set(&self, epoch: Epoch, item: GuestItem) {
         match item {
             GuestItem::Workload(seat, identity) => self.seat(epoch, seat, *identity),
-            GuestItem::Names(realm, link, names) => self.write().name(realm, link, Some((epoch, names))),
+            GuestItem::Names(realm, named, names) => self.write().name(realm, named, Some((epoch, names))),
         }
     }
 
@@ -162,7 +157,7 @@ impl World {
         let mut known = self.write();
         match key {
             GuestKey::Workload(seat) => drop(known.workloads.remove(&seat)),
-            GuestKey::Names(realm, link) => known.name(realm, link, None),
+            GuestKey::Names(realm, named) => known.name(realm, named, None),
         }
     }
 
@@ -171,8 +166,8 @@ impl World {
         let mut known = self.write();
         known.workloads.retain(|_, (told_in, _)| *told_in == epoch);
         let stale = known.names.iter().filter(|(_, (told_in, _))| *told_in != epoch).map(|(key, _)| key.clone());
-        for (realm, link) in stale.collect::<Vec<_>>() {
-            known.name(realm, link, None);
+        for (realm, named) in stale.collect::<Vec<_>>() {
+            known.name(realm, named, None);
         }
         drop(known);
         self.told.everything();

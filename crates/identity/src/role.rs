@@ -126,6 +126,7 @@ const VIEWER: &[&str] = &[
     "compute.*.{get*,list*}",
     "compute.{disks,images}.useReadOnly",
     "compute.regionUrlMaps.validate",
+    "dns.*.{get,list}",
     "iam.{roles,serviceAccountKeys}.{get,list}",
     "iam.serviceAccounts.{get,getIamPolicy,list}",
     "logging.logEntries.{download,list}",
@@ -135,6 +136,7 @@ const VIEWER: &[&str] = &[
     ORG_POLICY,
     "resourcemanager.projects.{get,getIamPolicy,list}",
     "run.*.{get*,list}",
+    "servicedirectory.*.{get,list,resolve}",
     "serviceusage.operations.get",
     SERVICES,
 ];
@@ -145,6 +147,7 @@ const TABLE: &[Row] = &[
     role("roles/viewer", "Viewer", "Sees most resources.", VIEWER),
     role("roles/editor", "Editor", "Sees, makes, changes and deletes most resources.", &[
         "compute.*.*",
+        "dns.*.*",
         "iam.roles.{get,list}",
         "iam.serviceAccountKeys.*",
         "iam.serviceAccounts.{actAs,create,delete,disable,enable,get,getIamPolicy,list,update}",
@@ -152,16 +155,19 @@ const TABLE: &[Row] = &[
         ORG_POLICY_LISTS, ORG_POLICY,
         "resourcemanager.projects.{get,getIamPolicy,list,update}",
         "run.*.*",
+        "servicedirectory.*.*",
         "serviceusage.*.*",
     ]).without(&["*.*.setIamPolicy"]),
     role("roles/owner", "Owner", "Everything in a project, its policies included, but never another's token.", &[
         "compute.*.*",
+        "dns.*.*",
         "iam.*.*",
         "iap.*.*",
         "logging.*.*",
         ORG_POLICY_LISTS, ORG_POLICY,
         "resourcemanager.projects.{delete,get,getIamPolicy,list,setIamPolicy,undelete,update}",
         "run.*.*",
+        "servicedirectory.*.*",
         "serviceusage.*.*",
     ]).without(&["iam.serviceAccounts.{getAccessToken,getOpenIdToken,implicitDelegation,signBlob,signJwt}"]),
     role("roles/browser", "Browser", "Walks the hierarchy, without the resources in it.", &[
@@ -207,6 +213,7 @@ const TABLE: &[Row] = &[
         "compute.instances.{get,getGuestAttributes,getSerialPortOutput,list,use,useReadOnly}",
         "compute.machineTypes.{get,list}", "compute.projects.get",
         "compute.regionNetworkEndpointGroups.{get,list,use}",
+        "servicedirectory.{namespaces,services}.{create,delete}",
     ]),
     role("roles/compute.networkUser", "Compute Network User", "Uses a shared network.", &[
         COMPUTE_PLACES, PROJECTS, SERVICES,
@@ -258,6 +265,20 @@ const TABLE: &[Row] = &[
         "What Compute Engine itself needs in a project.", &[
         "compute.*.*", "iam.serviceAccounts.{actAs,getAccessToken,getOpenIdToken}", PROJECTS, SERVICES,
     ]).without(&["*.*.setIamPolicy"]),
+
+    // ---- DNS, Service Directory ----
+    role("roles/dns.admin", "DNS Administrator", "Everything of Cloud DNS.",
+        &["compute.networks.{get,list}", "dns.*.*", PROJECTS]),
+    role("roles/dns.reader", "DNS Reader", "Sees zones and their records.", &["compute.networks.get", "dns.*.{get,list}"]),
+    role("roles/servicedirectory.admin", "Service Directory Admin", "Everything of Service Directory.",
+        &["servicedirectory.*.*", PROJECTS]),
+    role("roles/servicedirectory.editor", "Service Directory Editor", "Registers services.",
+        &["servicedirectory.*.*", PROJECTS]),
+    role("roles/servicedirectory.viewer", "Service Directory Viewer", "Sees and resolves services.",
+        &["servicedirectory.{endpoints,locations,namespaces}.{get,list}",
+        "servicedirectory.services.{get,list,resolve}", PROJECTS]),
+    role("roles/servicedirectory.networkAttacher", "Service Directory Network Attacher",
+        "Registers endpoints in a network.", &["servicedirectory.networks.attach", PROJECTS]),
 
     // ---- IAM ----
     role("roles/iam.serviceAccountUser", "Service Account User", "Attaches service accounts to workloads.",

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{name::Link, vpc::PortRange};
+use crate::{directory::Registration, name::Link, vpc::PortRange};
 
 /// What a backend service sends requests to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -138,6 +138,9 @@ pub struct ForwardingRule {
     /// Clients of other regions reach it: `allowGlobalAccess` of a front, `allowPscGlobalAccess` of an endpoint.
     #[serde(default)]
     pub global_access: bool,
+    /// Of an endpoint; None on a front, and on endpoints made before there was a Service Directory.
+    #[serde(default)]
+    pub registration: Option<Registration>,
     pub description: Option<String>,
 }
 

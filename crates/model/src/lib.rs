@@ -8,6 +8,7 @@
 //! the control plane may ask of the machine.
 
 pub mod cidr;
+pub mod directory;
 pub mod fault;
 pub mod iam;
 pub mod id;

@@ -44,6 +44,9 @@ pub struct ServiceAttachment {
     pub reject: Vec<Consumer>,
     /// List changes also reach connections that were decided before. Default false.
     pub reconcile: bool,
+    /// `domainNames[0]`, with the final dot: endpoints are called by names below it.
+    #[serde(default)]
+    pub domain: Option<String>,
     pub description: Option<String>,
 }
 

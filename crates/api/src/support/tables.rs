@@ -166,7 +166,11 @@ const FORWARDING_RULE: Rows = &[
     ("allowPscGlobalAccess", Effective),
     ("networkTier", Only(&["PREMIUM"], "what internal rules report")),
     ("ipVersion", Only(&["IPV4"], "networks carry IPv4 only")),
-    ("noAutomateDnsZone", Inert("no DNS zone is made for an endpoint either way")),
+    ("noAutomateDnsZone", Effective),
+    (
+        "serviceDirectoryRegistrations.namespace",
+        Within("only an endpoint is registered, not the front of a load balancer"),
+    ),
     ("labels", Inert(LABELS)),
     ("labelFingerprint", OutputOnly),
     ("fingerprint", Effective),
@@ -184,6 +188,7 @@ const SERVICE_ATTACHMENT: Rows = &[
     ("consumerAcceptLists.connectionLimit", Effective),
     ("consumerRejectLists", Effective),
     ("reconcileConnections", Effective),
+    ("domainNames", Effective),
     ("natIpsPerEndpoint", Only(&["1"], "every endpoint gets one address")),
     (
         "enableProxyProtocol",

@@ -171,6 +171,11 @@ impl Cloud {
         self.get(path)
     }
 
+    pub fn enable(&self, project: &str, api: &str) {
+        let admin = Caller::new(Principal::User { email: ADMIN_DEFAULT.into() }, vec![]);
+        projects::enable(&self.control, &admin, project, &[api.to_owned()]).unwrap();
+    }
+
     // ---- scenery ----
 
     pub fn network(&self, project: &str, name: &str) -> Value {
@@ -189,11 +194,15 @@ impl Cloud {
 
     /// Network `pv` of the producer with its three subnets and everything up to the proxy.
     pub fn producer_up_to_proxy(&self) {
-        self.network("producer-1", "pv");
-        self.subnet("producer-1", "pv", "plain", "10.0.1.0/24", "PRIVATE");
-        self.subnet("producer-1", "pv", "proxies", "10.0.2.0/24", "REGIONAL_MANAGED_PROXY");
-        self.subnet("producer-1", "pv", "nat", "10.0.3.0/24", "PRIVATE_SERVICE_CONNECT");
-        let r = format!("producer-1/regions/{R}");
+        self.up_to_proxy("producer-1");
+    }
+
+    pub fn up_to_proxy(&self, project: &str) {
+        self.network(project, "pv");
+        self.subnet(project, "pv", "plain", "10.0.1.0/24", "PRIVATE");
+        self.subnet(project, "pv", "proxies", "10.0.2.0/24", "REGIONAL_MANAGED_PROXY");
+        self.subnet(project, "pv", "nat", "10.0.3.0/24", "PRIVATE_SERVICE_CONNECT");
+        let r = format!("{project}/regions/{R}");
         self.make(
             &format!("{r}/networkEndpointGroups"),
             json!({"name": "neg", "networkEndpointType": "SERVERLESS", "cloudRun": {"service": "hello"}}),
@@ -219,10 +228,14 @@ impl Cloud {
     }
 
     pub fn front_body(&self, name: &str) -> Value {
-        let r = format!("producer-1/regions/{R}");
+        self.front_body_in("producer-1", name)
+    }
+
+    pub fn front_body_in(&self, project: &str, name: &str) -> Value {
+        let r = format!("{project}/regions/{R}");
         json!({
             "name": name, "loadBalancingScheme": "INTERNAL_MANAGED", "portRange": "80",
-            "network": self.url("producer-1/global/networks/pv"),
+            "network": self.url(&format!("{project}/global/networks/pv")),
             "subnetwork": self.url(&format!("{r}/subnetworks/plain")),
             "target": self.url(&format!("{r}/targetHttpProxies/proxy")),
         })

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 mod cloud;
+mod domains;
 mod journey;
 mod networks;
 mod operations;

@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic like tests")]
 
 use model::{
+    directory::{NAMESPACE_DEFAULT, Registration},
     fault::Fault,
     lb::{self, Target},
     name::Scope,
     planned::{
         edge::Listener,
-        guest::{Identity, Names, Seat},
+        guest::{Identity, Named, Names, Seat},
         host::{SandboxPlan, VpcPlan},
     },
     psc::{AcceptEntry, Consumer, Preference},
@@ -22,6 +23,7 @@ use crate::{
         tests::{Scene, network, project, region, subnet},
     },
     plan::{self, Settings},
+    projects,
 };
 
 const SETTINGS: Settings = Settings { psc_idle_s: 1 };
@@ -33,7 +35,7 @@ struct Plans {
     sandboxes: BTreeMap<WorkloadId, SandboxPlan>,
     identities: BTreeMap<WorkloadId, (Seat, Identity)>,
     listeners: BTreeMap<ListenerId, Listener>,
-    names: BTreeMap<(NetworkId, Link), Names>,
+    names: BTreeMap<(NetworkId, Named), Names>,
 }
 
 fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
@@ -49,8 +51,8 @@ impl Plans {
         for network in world.all::<vpc::Network>() {
             let id = NetworkId(network.id.0);
             plans.vpcs.insert(id, plan::vpc(world, network, &SETTINGS));
-            for vm in world.users::<vm::Instance>(&network.link) {
-                put(&mut plans.names, (id, vm.link.clone()), plan::names(world, id, &vm.link));
+            for named in plan::named(world, network) {
+                put(&mut plans.names, (id, named.clone()), plan::names(world, id, &named));
             }
         }
         for (id, seat) in world.seats.iter() {
@@ -98,6 +100,8 @@ struct Market {
     map: Link,
     second: Link,
     front: Link,
+    serves: lb::ForwardingRule,
+    published: ServiceAttachment,
 }
 
 fn vm(scene: &Scene, name: &str, subnetwork: &Link, tags: &[&str]) -> Result<Link, Fault> {
@@ -116,7 +120,7 @@ fn vm(scene: &Scene, name: &str, subnetwork: &Link, tags: &[&str]) -> Result<Lin
     scene.insert(name, Scope::Zone("us-west1-b".parse().unwrap()), spec)
 }
 
-fn market() -> Market {
+fn market(domain: Option<&str>) -> Market {
     let scene = Scene::new();
     let producer = vpc::Network { auto_create_subnetworks: false, mtu: 1_460, description: None };
     let producer = scene.insert("producer", Scope::Global, producer).unwrap();
@@ -147,19 +151,20 @@ fn market() -> Market {
     let proxy = lb::TargetHttpProxy { url_map: map.clone(), keepalive_s: None, description: None };
     let proxy = scene.insert("proxy", region(), proxy).unwrap();
     let ports = PortRange { first: 80, last: 80 };
-    let front = lb::ForwardingRule { network: producer, ..rule(&fronts, Target::HttpProxy { proxy, ports }) };
-    let front = scene.insert("front", region(), front).unwrap();
-    let attachment = ServiceAttachment {
+    let serves = lb::ForwardingRule { network: producer, ..rule(&fronts, Target::HttpProxy { proxy, ports }) };
+    let front = scene.insert("front", region(), serves.clone()).unwrap();
+    let published = ServiceAttachment {
         target: front.clone(),
         preference: Preference::AcceptAutomatic,
         nat_subnets: vec![nat],
         accept: vec![],
         reject: vec![],
         reconcile: true,
+        domain: domain.map(str::to_owned),
         description: None,
     };
-    let attachment = scene.insert("attachment", region(), attachment).unwrap();
-    Market { scene, consumers, attachment, map, second, front }
+    let attachment = scene.insert("attachment", region(), published.clone()).unwrap();
+    Market { scene, consumers, attachment, map, second, front, serves, published }
 }
 
 fn rule(subnetwork: &Link, target: Target) -> lb::ForwardingRule {
@@ -171,6 +176,8 @@ fn rule(subnetwork: &Link, target: Target) -> lb::ForwardingRule {
         subnetwork,
         // What a front does not have no endpoint of it can have.
         global_access: matches!(target, Target::HttpProxy { .. }),
+        registration: matches!(target, Target::ServiceAttachment { .. })
+            .then(|| Registration { namespace: NAMESPACE_DEFAULT.to_owned(), no_zone: false }),
         target,
         description: None,
     }
@@ -198,13 +205,16 @@ impl Market {
 
 #[test]
 fn planning_what_is_dirty_gives_what_planning_everything_gives() {
-    let market = market();
-    let Market { scene, consumers, attachment, map, second, front } = &market;
+    let market = market(Some("p.example.com."));
+    let Market { scene, consumers, attachment, map, second, front, serves, published } = &market;
+    projects::enable(&scene.control, &scene.admin, project().as_str(), &["dns.googleapis.com".to_owned()]).unwrap();
     let mut plans = Plans::of(&scene.control.look().0);
+    let mut names = Vec::new();
     let mut check = |what: &str| {
         let (world, touched) = scene.control.look();
         plans.follow(&world, &touched.dirty);
         assert_eq!(plans, Plans::of(&world), "{what}");
+        names.extend(plans.names.values().flat_map(|n| n.names.clone()));
         assert!(!touched.started.is_empty(), "{what}: its operation is told");
     };
     let firewall = |scene: &Scene, name: &str, tags: &[&str]| {
@@ -224,7 +234,7 @@ fn planning_what_is_dirty_gives_what_planning_everything_gives() {
         scene.insert(name, Scope::Global, firewall).unwrap()
     };
     let one = market.endpoint("one");
-    check("an endpoint comes");
+    check("an endpoint comes, with a zone");
     let two = market.endpoint("two");
     check("another comes");
     let web = vm(scene, "web", consumers, &["web"]).unwrap();
@@ -292,13 +302,32 @@ fn planning_what_is_dirty_gives_what_planning_everything_gives() {
     let other = vpc::Network { auto_create_subnetworks: false, mtu: 1_460, description: None };
     let other = scene.insert("other", Scope::Global, other).unwrap();
     check("a network comes");
+    let range = vpc::Subnetwork { network: other.clone(), ..subnet("10.11.0.0/16", Purpose::Private, None) };
+    let range = scene.subnet("range", range).unwrap();
+    check("with a subnet");
+    scene.insert("front", region(), serves.clone()).unwrap();
+    check("the front of the load balancer comes back");
+    let again = scene.insert("attachment", region(), published.clone()).unwrap();
+    check("and so does the attachment");
+    let target = Target::ServiceAttachment { attachment: again, written: String::new() };
+    let registration = Some(Registration { namespace: "elsewhere".to_owned(), no_zone: false });
+    let there = lb::ForwardingRule { network: other.clone(), registration, ..rule(&range, target) };
+    let there = scene.insert("there", region(), there).unwrap();
+    check("an endpoint comes, with a zone for its network");
+    scene.delete::<lb::ForwardingRule>(&there).unwrap();
+    check("it goes, and its zone stays");
+    scene.delete::<vpc::Subnetwork>(&range).unwrap();
+    check("a subnet goes");
     scene.delete::<vpc::Network>(&other).unwrap();
-    check("a network goes");
+    check("a network goes, and its zone with it");
+    for name in ["one.p.example.com", "there.p.example.com"] {
+        assert!(names.iter().any(|known| known == name), "{name} was never planned");
+    }
 }
 
 #[test]
 fn an_endpoint_or_a_vm_more_or_less_is_as_many_plans_however_many_there_are() {
-    let market = market();
+    let market = market(None);
     let cost = |change: &dyn Fn()| {
         drop(market.scene.control.look());
         change();

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     id::{Generation, ListenerId, NetworkId, WorkloadId},
-    name::Link,
     planned::{
         edge::{EdgeItem, EdgeKey, ToProxy},
-        guest::{GuestItem, GuestKey, Realm, ToGuest},
+        guest::{GuestItem, GuestKey, Named, Realm, ToGuest},
         host::{CellId, CellPlan, ToHost, VpcChange, VpcPlan},
     },
-    vm, vpc,
+    vpc,
 };
 use tokio::time::Instant;
 
@@ -65,7 +64,7 @@ impl Driver {
         for network in world.all::<vpc::Network>() {
             let id = NetworkId(network.id.0);
             dirty.vpc(id).whole = true;
-            dirty.names.extend(world.users::<vm::Instance>(&network.link).map(|vm| (id, vm.link.clone())));
+            dirty.names.extend(plan::named(world, network).map(|named| (id, named)));
             dirty.edge.insert(EdgeKey::Network(id));
         }
         dirty.fabric = true;
@@ -84,8 +83,8 @@ impl Driver {
         dirty.workloads.extend(self.seated.keys().cloned());
         dirty.edge.extend(self.edge.keys().cloned());
         for key in self.guests.keys() {
-            if let GuestKey::Names(Realm::Vpc(network), vm) = key {
-                dirty.names.insert((*network, vm.clone()));
+            if let GuestKey::Names(Realm::Vpc(network), named) = key {
+                dirty.names.insert((*network, named.clone()));
             }
         }
     }
@@ -290,7 +289,7 @@ impl Driver {
         &mut self,
         world: &World,
         workloads: &BTreeSet<WorkloadId>,
-        names: &BTreeSet<(NetworkId, Link)>,
+        names: &BTreeSet<(NetworkId, Named)>,
     ) -> bool {
         let mut wanted: BTreeMap<GuestKey, Option<GuestItem>> = BTreeMap::new();
         let mut seated = Vec::new();
@@ -306,10 +305,10 @@ impl Driver {
                 wanted.insert(GuestKey::Workload(seat), Some(GuestItem::Workload(seat, Box::new(identity))));
             }
         }
-        for (network, vm) in names {
+        for (network, named) in names {
             let realm = Realm::Vpc(*network);
-            let item = plan::names(world, *network, vm).map(|names| GuestItem::Names(realm, vm.clone(), names));
-            wanted.insert(GuestKey::Names(realm, vm.clone()), item);
+            let item = plan::names(world, *network, named).map(|names| GuestItem::Names(realm, named.clone(), names));
+            wanted.insert(GuestKey::Names(realm, named.clone()), item);
         }
         if !self.guest.is_up() {
             return wanted.iter().any(|(key, item)| self.guests.differs(key, item.as_ref()));

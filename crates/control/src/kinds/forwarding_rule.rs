@@ -1,13 +1,15 @@
 //! Forwarding rules: the front of a load balancer, or a consumer's Private Service Connect endpoint ([`super::endpoint`]).
 
 use model::{
+    directory::NAMESPACE_DEFAULT,
     fault::Fault,
     lb::{self, ForwardingRule, Target},
-    name::Link,
+    name::{Link, is_resource_name},
     psc::ServiceAttachment,
 };
 
 use crate::{
+    directory,
     kind::{Kind, Need, Object, Record, Reference},
     kinds::{endpoint, place, subnetwork},
     ops::Txn,
@@ -32,6 +34,10 @@ impl Kind for ForwardingRule {
         match &self.target {
             Target::HttpProxy { proxy, .. } => needs.push(Need::on("compute.regionTargetHttpProxies.use", proxy)),
             Target::ServiceAttachment { .. } => needs.push(Need::on("compute.forwardingRules.pscCreate", me)),
+        }
+        // Source: only who names a namespace needs this.
+        if self.registration.as_ref().is_some_and(|r| r.namespace != NAMESPACE_DEFAULT) {
+            needs.push(Need::on("servicedirectory.namespaces.create", format!("projects/{}", me.project)));
         }
         needs.push(Need::on("compute.networks.use", &self.network));
         needs.push(Need::on("compute.subnetworks.use", &self.subnetwork));
@@ -76,6 +82,11 @@ impl Kind for ForwardingRule {
                 place::of_collection("target", ServiceAttachment::COLLECTION, attachment)?;
             }
         }
+        let namespace = self.registration.as_ref().map(|r| &r.namespace);
+        if let Some(namespace) = namespace.filter(|namespace| !is_resource_name(namespace)) {
+            let why = "Must be a match of regex '(?:[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?)'";
+            return Err(Fault::invalid_value("serviceDirectoryRegistrations[0].namespace", namespace, why));
+        }
         old.map_or(Ok(()), |old| check_change(self, old))
     }
 
@@ -93,13 +104,16 @@ impl Kind for ForwardingRule {
             Target::HttpProxy { proxy, .. } => admit_front(record, proxy, world),
             Target::ServiceAttachment { attachment, .. } => {
                 let ends = (&record.spec.network, attachment);
-                endpoint::connect(record, ends, ("target", "forwarding rule"), world, txn)
+                endpoint::connect(record, ends, ("target", "forwarding rule"), world, txn)?;
+                directory::psc::register(record, attachment, world, txn);
+                Ok(())
             }
         }
     }
 
     fn retire(record: &Record<Self>, world: &World, txn: &mut Txn) -> Result<(), Fault> {
         endpoint::disconnect(record, world, txn);
+        directory::psc::unregister(record, world, txn);
         Ok(())
     }
 }
@@ -113,6 +127,14 @@ fn check_change(new: &ForwardingRule, old: &ForwardingRule) -> Result<(), Fault>
     }
     if new.address != old.address {
         return Err(place::immutable("IPAddress", &new.address.to_string()));
+    }
+    if let (Some(new), Some(old)) = (&new.registration, &old.registration) {
+        if new.namespace != old.namespace {
+            return Err(place::immutable("serviceDirectoryRegistrations[0].namespace", &new.namespace));
+        }
+        if new.no_zone != old.no_zone {
+            return Err(place::immutable("noAutomateDnsZone", &new.no_zone.to_string()));
+        }
     }
     match (&new.target, &old.target) {
         // Source: forwardingRules of scheme INTERNAL_MANAGED; only that of an endpoint can be changed.

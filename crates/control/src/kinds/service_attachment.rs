@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, mem, net::Ipv4Addr};
 
 use model::{
     cidr::Cidr,
+    directory::domain_fault,
     fault::{Code, Fault},
     id::{EndpointId, NetworkId},
     lb::{ForwardingRule, Target},
@@ -16,6 +17,7 @@ use model::{
 };
 
 use crate::{
+    directory,
     kind::{Kind, Need, Object, Record, Reference},
     kinds::place,
     ops::{Change, Txn},
@@ -54,7 +56,7 @@ impl Kind for ServiceAttachment {
         std::iter::once(Reference { field: "targetService", to: self.target.clone() }).chain(subnets).collect()
     }
 
-    fn check(&self, _: Option<&Self>) -> Result<(), Fault> {
+    fn check(&self, old: Option<&Self>) -> Result<(), Fault> {
         place::of_collection("targetService", ForwardingRule::COLLECTION, &self.target)?;
         if self.nat_subnets.is_empty() {
             return Err(Fault::required("natSubnets"));
@@ -67,6 +69,14 @@ impl Kind for ServiceAttachment {
                 return Err(Fault::invalid_value(&field, &subnet.url(), "Duplicate NAT subnetwork."));
             }
         }
+        if let Some(domain) = &self.domain
+            && let Some(why) = domain_fault(domain)
+        {
+            return Err(Fault::invalid_value("domainNames", domain, why));
+        }
+        if old.is_some_and(|old| old.domain != self.domain) {
+            return Err(place::immutable("domainNames", self.domain.as_deref().unwrap_or_default()));
+        }
         check_lists(self)
     }
 
@@ -75,7 +85,7 @@ impl Kind for ServiceAttachment {
         for (i, subnet) in record.spec.nat_subnets.iter().enumerate() {
             admit_nat_subnet(&format!("natSubnets[{i}]"), record, subnet, &network, world)?;
         }
-        let Some(old) = old else { return Ok(()) };
+        let Some(old) = old else { return directory::psc::admit_domain(record, world) };
         keep_used_subnets(record, old, world)?;
         if record.spec != old.spec {
             let reach = if record.spec.reconcile { Reach::Decided } else { Reach::Waiting };

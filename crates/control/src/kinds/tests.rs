@@ -307,6 +307,7 @@ fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
         network: producer.clone(),
         subnetwork: fronts.clone(),
         target: lb::Target::HttpProxy { proxy, ports: vpc::PortRange { first: 80, last: 80 } },
+        registration: None,
         global_access: false,
         description: None,
     };
@@ -316,6 +317,7 @@ fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
         nat_subnets: vec![nat],
         accept: vec![],
         reject: vec![],
+        domain: None,
         reconcile: false,
         description: None,
     };

@@ -19,8 +19,8 @@ use model::{
     id::NetworkId,
     name::{Link, Scope},
     planned::guest::{
-        Account, FromGuest, GuestItem, Identity, Machine, MintRefusal, Minted, Names, Realm, Seat, Sockets, ToGuest,
-        Want,
+        Account, FromGuest, GuestItem, Identity, Machine, MintRefusal, Minted, Named, Names, Realm, Seat, Sockets,
+        ToGuest, Want,
     },
 };
 use tokio::{
@@ -155,8 +155,9 @@ impl Scene {
         self.tell(ToGuest::Set(GuestItem::Workload(seat(CONTAINER), Box::new(container())))).await;
         let zone = Scope::Zone("us-west1-b".parse().unwrap());
         let link = Link::new(&"consumer-1".parse().unwrap(), zone, "instances", "test-vm");
-        let names = Names { names: vec!["test-vm.c.consumer-1.internal".to_owned()], address: VM };
-        self.tell(ToGuest::Set(GuestItem::Names(REALM, link, names))).await;
+        let names = vec!["test-vm.c.consumer-1.internal".to_owned()];
+        let names = Names { zone: None, names, addresses: vec![VM] };
+        self.tell(ToGuest::Set(GuestItem::Names(REALM, Named::Vm(link), names))).await;
         self.tell(ToGuest::Complete).await;
         self.settled().await;
     }

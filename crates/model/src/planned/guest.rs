@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, fmt, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::NetworkId, login::LoginProfile, name::Link};
+use crate::{
+    directory::{NamespaceName, ServiceName},
+    id::NetworkId,
+    login::LoginProfile,
+    name::Link,
+};
 
 /// The router through which a workload asks. Inside it the first firewall rule ties interface and source address
 /// together, so router and source address name the workload.
@@ -34,21 +39,32 @@ impl fmt::Display for Seat {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum GuestItem {
     Workload(Seat, Box<Identity>),
-    /// Names of one resource that resolve in this realm: fully qualified, lower case, without the final dot.
-    Names(Realm, Link, Names),
+    Names(Realm, Named, Names),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum GuestKey {
     Workload(Seat),
-    Names(Realm, Link),
+    Names(Realm, Named),
 }
 
-/// What a resource is called and where it is.
+/// What has names in a realm.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Named {
+    Vm(Link),
+    /// A namespace of Service Directory: its zone, whether or not there is a name in it.
+    Namespace(NamespaceName),
+    Service(ServiceName),
+}
+
+/// What a resource is called in a realm and where it is. Names are fully qualified, lower case, without the final dot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
+    /// The private zone they are in, which answers for all that is below it while anything is said to be in it. None: the
+    /// cloud's own names, which are found by address too.
+    pub zone: Option<String>,
     pub names: Vec<String>,
-    pub address: Ipv4Addr,
+    pub addresses: Vec<Ipv4Addr>,
 }
 
 /// What a workload may learn about itself.

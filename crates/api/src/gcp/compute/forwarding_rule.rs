@@ -8,12 +8,15 @@ use control::{
     world::World,
 };
 use model::{
+    directory::{NAMESPACE_DEFAULT, Registration},
     fault::Fault,
     id::EndpointId,
     lb::{ForwardingRule, Target},
     name::{Link, Scope, is_resource_name},
     vpc,
 };
+
+use serde_json::json;
 
 use super::{
     firewall::parse_ports,
@@ -41,6 +44,7 @@ impl Wire for ForwardingRule {
             network,
             subnetwork,
             global_access: read_global_access(fields, &target)?,
+            registration: read_registration(fields, &target)?,
             target,
             description: fields.written("description"),
         })
@@ -63,6 +67,13 @@ impl Wire for ForwardingRule {
             }
             Target::ServiceAttachment { written, .. } => {
                 out.insert("target".into(), written.clone().into());
+                if let Some(registration) = &spec.registration {
+                    let namespace = json!([{"namespace": registration.namespace}]);
+                    out.insert("serviceDirectoryRegistrations".into(), namespace);
+                    if registration.no_zone {
+                        out.insert("noAutomateDnsZone".into(), true.into());
+                    }
+                }
                 let connection = world.connections.get(&EndpointId(record.id.0)).map(|c| &c.connection);
                 put_some(out, "pscConnectionId", connection.map(|c| c.connection_id.to_string()));
                 put_some(out, "pscConnectionStatus", connection.map(|c| c.status.as_str()));
@@ -74,8 +85,12 @@ impl Wire for ForwardingRule {
         out.insert("selfLinkWithId".into(), url_with_id(record).into());
     }
 
-    /// The subnet of an endpoint and the reservation behind an address are not shown.
+    /// The subnet of an endpoint and the reservation behind an address are not shown. One that was never registered is not
+    /// because it is changed.
     fn follow(&mut self, before: &Self) -> Result<(), Fault> {
+        if before.registration.is_none() {
+            self.registration = None;
+        }
         self.subnetwork = before.subnetwork.clone();
         self.reserved = before.reserved.clone();
         if self.target != before.target {
@@ -157,6 +172,25 @@ fn read_global_access(fields: &Fields<'_>, target: &Target) -> Result<bool, Faul
         }
     }
     Ok(fields.flag(own)?.unwrap_or(false))
+}
+
+/// An endpoint is registered with Service Directory, in the namespace it names or the one for all.
+fn read_registration(fields: &Fields<'_>, target: &Target) -> Result<Option<Registration>, Fault> {
+    const FIELD: &str = "serviceDirectoryRegistrations";
+    let (no_zone, all) = (fields.flag("noAutomateDnsZone")?.unwrap_or(false), fields.objects(FIELD)?);
+    if matches!(target, Target::HttpProxy { .. }) {
+        if no_zone {
+            let why = "Can only be specified for a Private Service Connect forwarding rule.";
+            return Err(fields.fault("noAutomateDnsZone", "true", why));
+        }
+        return if all.is_empty() { Ok(None) } else { Err(Fault::not_enforced(FIELD)) };
+    }
+    let namespace = match all.as_slice() {
+        [] => None,
+        [one] => one.text("namespace")?,
+        [_, _, ..] => return Err(fields.fault(FIELD, "", "At most 1 registration is allowed.")),
+    };
+    Ok(Some(Registration { namespace: namespace.unwrap_or(NAMESPACE_DEFAULT).to_owned(), no_zone }))
 }
 
 /// `IPAddress`: a number, a link to a reserved address in any spelling, or its bare name.

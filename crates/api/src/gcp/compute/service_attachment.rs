@@ -48,6 +48,7 @@ impl Wire for ServiceAttachment {
             accept: fields.objects("consumerAcceptLists")?.iter().map(read_entry).collect::<Result<_, _>>()?,
             reject: reject.collect::<Result<_, _>>()?,
             reconcile: fields.flag("reconcileConnections")?.unwrap_or(false),
+            domain: read_domain(fields)?,
             description: fields.written("description"),
         })
     }
@@ -68,6 +69,9 @@ impl Wire for ServiceAttachment {
         }
         out.insert("enableProxyProtocol".into(), false.into());
         out.insert("reconcileConnections".into(), spec.reconcile.into());
+        if let Some(domain) = &spec.domain {
+            out.insert("domainNames".into(), json!([domain]));
+        }
         let connected: Vec<Value> = service_attachment::connections(record, world).map(write_connection).collect();
         if !connected.is_empty() {
             out.insert("connectedEndpoints".into(), connected.into());
@@ -117,6 +121,14 @@ fn read_service(fields: &Fields<'_>) -> Result<Link, Fault> {
         }
         (Some(target), _) | (None, Some(target)) => Ok(target),
         (None, None) => Err(fields.required("targetService")),
+    }
+}
+
+fn read_domain(fields: &Fields<'_>) -> Result<Option<String>, Fault> {
+    match fields.texts("domainNames")?.as_slice() {
+        [] => Ok(None),
+        [domain] => Ok(Some((*domain).to_owned())),
+        [_, more, ..] => Err(fields.fault("domainNames", more, "At most 1 domain name is allowed.")),
     }
 }
 

@@ -1,0 +1,3 @@
+//! Service Directory: what is registered under which name.
+
+pub(crate) mod psc;
