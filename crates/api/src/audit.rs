@@ -98,6 +98,11 @@ enum On {
         project: String,
         user: String,
     },
+    /// Service Directory: a project, and what is in it, by its full name after the project's.
+    Directory {
+        project: String,
+        below: String,
+    },
 }
 
 impl Audit {
@@ -242,6 +247,12 @@ fn about(world: &World, on: &On, reply: &Value) -> Option<(ProjectId, About)> {
                 }
             }
         }
+        On::Directory { project, below } => {
+            let id = known(project)?;
+            let region = below.split('/').nth(1)?.to_owned();
+            let (name, resource) = (format!("projects/{id}/{below}"), audited(&id, Service::ServiceDirectory));
+            (id, About { name, resource, locations: vec![region] })
+        }
         On::Usage { project, api } => {
             let found = world.project(project)?;
             let name = format!("projects/{}/services/{api}", found.number);
@@ -280,6 +291,8 @@ fn act(world: &World, call: &Call, body: &Value) -> Option<Act> {
         Service::IamCredentials | Service::Logging | Service::OAuth | Service::Accounts => None,
         Service::OrgPolicy => org_policy(&call.method, &parts, body),
         Service::OsLogin => os_login(call, &parts, verb),
+        Service::ServiceDirectory => service_directory(call, &parts, verb),
+        // Nothing can be changed there.
         Service::Dns | Service::Iap => None,
     }
 }
@@ -434,5 +447,32 @@ fn service_usage(method: &Method, parts: &[&str], verb: Option<&str>) -> Option<
         method: format!("google.api.serviceusage.v1.ServiceUsage.{name}"),
         request: format!("google.api.serviceusage.v1.{name}Request"),
         on: On::Usage { project: (*project).to_owned(), api: api.to_owned() },
+    })
+}
+
+fn service_directory(call: &Call, parts: &[&str], verb: Option<&str>) -> Option<Act> {
+    let ["v1", "projects", project, below @ ..] = parts else { return None };
+    let (deed, collection, made) = match (&call.method, below, verb) {
+        (&Method::POST, ["locations", _, "namespaces"], None) => ("Create", "namespaces", "namespaceId"),
+        (&Method::POST, [.., "services"], None) => ("Create", "services", "serviceId"),
+        (&Method::POST, [.., "endpoints"], None) => ("Create", "endpoints", "endpointId"),
+        (&Method::PATCH, [.., collection, _], None) => ("Update", *collection, ""),
+        (&Method::DELETE, [.., collection, _], None) => ("Delete", *collection, ""),
+        _ => return None,
+    };
+    let kind = match collection {
+        "namespaces" => "Namespace",
+        "services" => "Service",
+        "endpoints" => "Endpoint",
+        _ => return None,
+    };
+    let mut below = below.join("/");
+    if !made.is_empty() {
+        below = format!("{below}/{}", call.query.get(made).unwrap_or_default());
+    }
+    Some(Act {
+        method: format!("google.cloud.servicedirectory.v1.RegistrationService.{deed}{kind}"),
+        request: format!("google.cloud.servicedirectory.v1.{deed}{kind}Request"),
+        on: On::Directory { project: (*project).to_owned(), below },
     })
 }

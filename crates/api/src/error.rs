@@ -40,6 +40,7 @@ impl Dialect {
             | Service::ServiceUsage
             | Service::OrgPolicy
             | Service::OsLogin
+            | Service::ServiceDirectory
             | Service::Iap
             | Service::Logging => Dialect::Plain,
         }

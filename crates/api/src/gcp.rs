@@ -6,6 +6,7 @@
 pub mod certs;
 pub mod compute;
 pub mod crm;
+pub mod dns;
 pub mod iam;
 pub mod iap;
 pub mod logging;
@@ -16,6 +17,7 @@ pub mod policy;
 pub mod run;
 pub mod run_v1;
 pub mod run_v2;
+pub mod servicedirectory;
 pub mod serviceusage;
 pub mod who;
 
@@ -39,6 +41,8 @@ pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> 
         .with(Service::ServiceUsage, Arc::new(serviceusage::ServiceUsage { control: c(), mint: m() }))
         .with(Service::OrgPolicy, Arc::new(orgpolicy::OrgPolicy { control: c(), mint: m() }))
         .with(Service::OsLogin, Arc::new(oslogin::OsLogin { control: c(), mint: m() }))
+        .with(Service::Dns, Arc::new(dns::Dns { control: c(), mint: m() }))
+        .with(Service::ServiceDirectory, Arc::new(servicedirectory::ServiceDirectory { control: c(), mint: m() }))
         .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal: journal.clone() }))
         .audited(Audit { control: c(), journal })
         .with(Service::OAuth, oauth.clone())

@@ -17,6 +17,7 @@ pub enum Service {
     OsLogin,
     Logging,
     Dns,
+    ServiceDirectory,
     /// Opens tunnels to VMs; its clients know another host, see [`Place::Tunnel`].
     Iap,
     /// `oauth2.googleapis.com`, and `www.googleapis.com/oauth2/`.
@@ -26,7 +27,7 @@ pub enum Service {
 }
 
 impl Service {
-    pub const ALL: [Service; 12] = [
+    pub const ALL: [Service; 13] = [
         Service::Compute,
         Service::Run,
         Service::Iam,
@@ -37,6 +38,7 @@ impl Service {
         Service::OsLogin,
         Service::Logging,
         Service::Dns,
+        Service::ServiceDirectory,
         Service::OAuth,
         Service::Accounts,
     ];
@@ -54,6 +56,7 @@ impl Service {
             Service::OsLogin => "oslogin.googleapis.com",
             Service::Logging => "logging.googleapis.com",
             Service::Dns => "dns.googleapis.com",
+            Service::ServiceDirectory => "servicedirectory.googleapis.com",
             Service::Iap => "iap.googleapis.com",
             Service::OAuth => "oauth2.googleapis.com",
             Service::Accounts => "accounts.google.com",
@@ -73,6 +76,7 @@ impl Service {
             Service::OsLogin => "Cloud OS Login API",
             Service::Logging => "Cloud Logging API",
             Service::Dns => "Cloud DNS API",
+            Service::ServiceDirectory => "Service Directory API",
             Service::Iap => "Cloud Identity-Aware Proxy API",
             Service::OAuth | Service::Accounts => "Google OAuth2 API",
         }
@@ -165,6 +169,7 @@ pub fn by_path(path: &str) -> Option<Service> {
         ["v1", "projects", _, "serviceAccounts" | "roles", ..] | ["v1", "roles" | "permissions", ..] => Service::Iam,
         ["v1", "organizations", _, "roles", ..] => Service::Iam,
         ["v1", "projects", _, "services", ..] | ["v1", "services", ..] => Service::ServiceUsage,
+        ["v1", "projects", _, "locations", _, "namespaces", ..] => Service::ServiceDirectory,
         ["v1", "projects", _, "locations", ..] => Service::Run,
         ["v1" | "v1beta" | "v1alpha", "users", ..] => Service::OsLogin,
         ["v1", "operations", name] if !name.starts_with("cp.") => Service::ServiceUsage,
@@ -234,6 +239,7 @@ mod tests {
             ("/apis/serving.knative.dev/v1/namespaces/p/services", Some(Service::Run)),
             ("/v1/projects/p/locations/r/services/s:setIamPolicy", Some(Service::Run)),
             ("/v2/projects/p/locations/r/services", Some(Service::Run)),
+            ("/v1/projects/p/locations/r/namespaces/n/services/s:resolve", Some(Service::ServiceDirectory)),
             ("/v2/entries:list", Some(Service::Logging)),
             ("/v2/projects/p/logs", Some(Service::Logging)),
             ("/v2/projects/p/policies/run.allowedIngress", Some(Service::OrgPolicy)),

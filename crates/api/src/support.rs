@@ -208,8 +208,31 @@ pub fn compat_markdown() -> String {
     out.push_str(&annotations_section("Annotations of a Cloud Run service", annotations::OF_SERVICE));
     out.push_str(&annotations_section("Annotations of a Cloud Run revision template", annotations::OF_TEMPLATE));
     out.push_str(&section("Cloud Run services, v2", Kind::RunServiceV2));
+    out.push_str(NAMES);
     out
 }
+
+/// The two APIs that have no table: what is in them is little.
+const NAMES: &str = "
+## Service Directory v1
+
+| Field | What becomes of it |
+|---|---|
+| `namespaceId`, `serviceId`, `endpointId` | obeyed |
+| `endpoint.address` | obeyed, but IPv4 only |
+| `endpoint.network` | obeyed |
+| `endpoint.port` | shown back: whoever resolves reads it |
+| `endpoint.annotations`, `service.annotations` | shown back: whoever resolves reads them |
+| `namespace.labels` | shown back: nothing selects by labels |
+
+Refused: `filter`, `orderBy`, `endpointFilter`, changes of `namespace.labels`, policies of namespaces and services. v1beta1
+is not served. What a forwarding rule registered is changed and deleted by nobody but with it.
+
+## Cloud DNS v1
+
+`managedZones.list`, `managedZones.get` and `resourceRecordSets.list` show the zones that endpoints of Private Service
+Connect brought. Refused: making, changing and deleting zones and records, policies, response policies.
+";
 
 /// Annotations of Google's that stand in no table are refused; those of others are kept for whoever wrote them.
 fn annotations_section(title: &str, table: Rows) -> String {

@@ -25,17 +25,20 @@ pub const ORGANIZATION: &str = "organizations/123450001";
 /// Who owns a new cloud unless the operator names somebody else.
 pub const ADMIN_DEFAULT: &str = "admin@tombolo.local";
 
-/// Service names we know, with the titles of their messages. The first nine answer; the others can be enabled (scripts
+/// Service names we know, with the titles of their messages. The first twelve answer; the others can be enabled (scripts
 /// do that as a matter of course) and have no host here.
 pub const APIS: &[Api] = &[
     api("cloudresourcemanager.googleapis.com", "Cloud Resource Manager API"),
     api("compute.googleapis.com", "Compute Engine API"),
+    api("dns.googleapis.com", "Cloud DNS API"),
     api("iam.googleapis.com", "Identity and Access Management (IAM) API"),
     api("iamcredentials.googleapis.com", "IAM Service Account Credentials API"),
     api("iap.googleapis.com", "Cloud Identity-Aware Proxy API"),
     api("logging.googleapis.com", "Cloud Logging API"),
     api("orgpolicy.googleapis.com", "Organization Policy API"),
+    api("oslogin.googleapis.com", "Cloud OS Login API"),
     api("run.googleapis.com", "Cloud Run Admin API"),
+    api("servicedirectory.googleapis.com", "Service Directory API"),
     api("serviceusage.googleapis.com", "Service Usage API"),
     api("apigee.googleapis.com", "Apigee API"),
     api("artifactregistry.googleapis.com", "Artifact Registry API"),
@@ -47,21 +50,18 @@ pub const APIS: &[Api] = &[
     api("connectors.googleapis.com", "Connectors API"),
     api("container.googleapis.com", "Kubernetes Engine API"),
     api("containerregistry.googleapis.com", "Container Registry API"),
-    api("dns.googleapis.com", "Cloud DNS API"),
     api("eventarc.googleapis.com", "Eventarc API"),
     api("monitoring.googleapis.com", "Cloud Monitoring API"),
     api("networkconnectivity.googleapis.com", "Network Connectivity API"),
     api("networkmanagement.googleapis.com", "Network Management API"),
     api("networksecurity.googleapis.com", "Network Security API"),
     api("networkservices.googleapis.com", "Network Services API"),
-    api("oslogin.googleapis.com", "Cloud OS Login API"),
     api("policysimulator.googleapis.com", "Policy Simulator API"),
     api("policytroubleshooter.googleapis.com", "Policy Troubleshooter API"),
     api("pubsub.googleapis.com", "Cloud Pub/Sub API"),
     api("recommender.googleapis.com", "Recommender API"),
     api("runtimeconfig.googleapis.com", "Cloud Runtime Configuration API"),
     api("secretmanager.googleapis.com", "Secret Manager API"),
-    api("servicedirectory.googleapis.com", "Service Directory API"),
     api("servicemanagement.googleapis.com", "Service Management API"),
     api("servicenetworking.googleapis.com", "Service Networking API"),
     api("storage.googleapis.com", "Cloud Storage API"),

@@ -61,6 +61,18 @@ pub const PSC_NAT_QUARANTINE: Duration = Duration::from_secs(120);
 /// Source: serviceAttachments `consumerAcceptLists`, `consumerRejectLists`.
 pub const PSC_ACCEPT_ENTRIES_MAX: usize = 5_000;
 pub const PSC_REJECT_ENTRIES_MAX: usize = 64;
+/// Namespaces of a project in one region, services of a namespace, endpoints of a service, labels of a namespace; and
+/// characters of a service's and of an endpoint's annotations. Source: Service Directory, quotas and limits; the first two
+/// are ours.
+pub const DIRECTORY_NAMESPACES_MAX: usize = 1_000;
+pub const DIRECTORY_SERVICES_MAX: usize = 1_000;
+pub const DIRECTORY_ENDPOINTS_MAX: usize = 100;
+pub const DIRECTORY_LABELS_MAX: usize = 64;
+pub const DIRECTORY_SERVICE_TEXT_MAX: usize = 2_000;
+pub const DIRECTORY_ENDPOINT_TEXT_MAX: usize = 512;
+/// Endpoints in one answer of `services.resolve`: unless asked otherwise, and at most. Source: `ResolveServiceRequest`.
+pub const DIRECTORY_RESOLVED_DEFAULT: usize = 25;
+pub const DIRECTORY_RESOLVED_MAX: usize = 100;
 /// Rules and values of one organisation policy. Source: Organization Policy API, `PolicySpec.rules`, `StringValues`.
 pub const ORG_POLICY_RULES_MAX: usize = 10;
 pub const ORG_POLICY_VALUES_MAX: usize = 500;

@@ -30,9 +30,17 @@ fn scopes(service: Service) -> (&'static [&'static str], &'static [&'static str]
         Service::Logging => {
             (&["https://www.googleapis.com/auth/logging.admin"], &["https://www.googleapis.com/auth/logging.read"])
         }
-        Service::Dns => (&["https://www.googleapis.com/auth/ndev.clouddns.readwrite"], &[]),
+        Service::Dns => (
+            &["https://www.googleapis.com/auth/ndev.clouddns.readwrite"],
+            &["https://www.googleapis.com/auth/ndev.clouddns.readonly"],
+        ),
         Service::OsLogin => (&["https://www.googleapis.com/auth/compute"], &[]),
-        Service::Run | Service::OrgPolicy | Service::Iap | Service::OAuth | Service::Accounts => (&[], &[]),
+        Service::Run
+        | Service::OrgPolicy
+        | Service::ServiceDirectory
+        | Service::Iap
+        | Service::OAuth
+        | Service::Accounts => (&[], &[]),
     }
 }
 

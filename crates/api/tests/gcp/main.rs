@@ -4,6 +4,7 @@
 
 mod audit;
 mod clock;
+mod directory;
 mod identity;
 mod logging;
 mod orgpolicy;

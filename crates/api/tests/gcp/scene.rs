@@ -10,8 +10,9 @@ use api::{
     call::{Call, CallHeaders, Parts, Router},
     error::{self, Dialect},
     gcp::{
-        compute::Compute, crm::ResourceManager, iam::Iam, iam::IamCredentials, logging::Logging, oauth::OAuth,
-        orgpolicy::OrgPolicy, oslogin::OsLogin, run::Run, serviceusage::ServiceUsage,
+        compute::Compute, crm::ResourceManager, dns::Dns, iam::Iam, iam::IamCredentials, logging::Logging,
+        oauth::OAuth, orgpolicy::OrgPolicy, oslogin::OsLogin, run::Run, servicedirectory::ServiceDirectory,
+        serviceusage::ServiceUsage,
     },
     host::{self, ApiHost, Place, Service},
     reply::Content,
@@ -85,6 +86,8 @@ impl Scene {
             .with(Service::OAuth, Arc::new(OAuth { control: c(), mint: m() }))
             .with(Service::OrgPolicy, Arc::new(OrgPolicy { control: c(), mint: m() }))
             .with(Service::OsLogin, Arc::new(OsLogin { control: c(), mint: m() }))
+            .with(Service::Dns, Arc::new(Dns { control: c(), mint: m() }))
+            .with(Service::ServiceDirectory, Arc::new(ServiceDirectory { control: c(), mint: m() }))
             .with(Service::Logging, Arc::new(Logging { control: c(), mint: m(), journal: journal.clone() }))
             .with(Service::Compute, Arc::new(Compute { control: c(), mint: m() }))
             .audited(Audit { control: c(), journal: journal.clone() });
