@@ -324,3 +324,29 @@ fn gcloud_makes_a_group_and_puts_it_behind_a_backend_service() {
     let vip = scene.balancer("far", json!({"defaultService": scene.link("backendServices/far")}));
     assert!(scene.ask(&format!("http://{vip}/headers")).starts_with("200 "));
 }
+
+#[test]
+fn a_backend_is_reached_on_kept_connections_while_the_host_is_away_and_by_the_next_proxy_and_host() {
+    let journey = Journey::up(&[]);
+    let scene = Scene::new(&journey, "restarted", ["10.1.0.0/24", "10.129.0.0/26"]);
+    journey.attach("att", &json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    let (vip, _) = scene.balanced("far", "att", 30);
+    let ask = || scene.ask(&format!("http://{vip}/headers"));
+    assert!(ask().starts_with("200 "));
+    let mut client = scene.vm.connect(&vip, &scene.token);
+    assert_eq!(client.hear(), "open");
+    {
+        let _held = journey.cloud.hold_supervisor();
+        journey.cloud.kill("host");
+        assert!(client.ask("/headers").starts_with("HTTP/1.1 200"), "without a host");
+    }
+    journey.cloud.is_back("host");
+    journey.cloud.kill("proxy");
+    journey.cloud.is_back("proxy");
+    // The next proxy has kept no connection, and gets its sockets from the next host.
+    acceptance::until("an answer through the next proxy", || match ask() {
+        page if page.starts_with("200 ") => Ok(()),
+        other => Err(other),
+    });
+    journey.cloud.kernel_equals_plan();
+}
