@@ -25,7 +25,7 @@ use model::{
 
 use crate::{
     change::Change,
-    kind::{Kind, Object, Record},
+    kind::{Object, Record, Stored},
     kinds::{endpoint::Endpoint, instance},
     run,
     world::{Holder, PscConnection, SeatRecord, World},

@@ -48,16 +48,19 @@ pub struct Reference {
     pub to: Link,
 }
 
-pub trait Kind: Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
+/// A kind's place among all; [`objects!`] gives each its own.
+pub trait Stored: Sized {
+    fn wrap(record: Record<Self>) -> Object;
+    fn peek(object: &Object) -> Option<&Record<Self>>;
+}
+
+pub trait Kind: Stored + Clone + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The collection as it stands in URLs.
     const COLLECTION: &'static str;
     /// `compute#subnetwork`, without the prefix.
     const WIRE_KIND: &'static str;
     /// The word in in-use messages: `target_http_proxy`.
     const WORD: &'static str;
-
-    fn wrap(record: Record<Self>) -> Object;
-    fn peek(object: &Object) -> Option<&Record<Self>>;
 
     /// What the caller must hold to create this. The first is the verb's own permission.
     fn needs_to_create(&self, me: &Link) -> Vec<Need>;
@@ -135,6 +138,16 @@ macro_rules! objects {
                 match self { $(Object::$variant(_) => <$spec as Kind>::WORD),* }
             }
         }
+
+        $(impl Stored for $spec {
+            fn wrap(record: Record<Self>) -> Object {
+                Object::$variant(record)
+            }
+
+            fn peek(object: &Object) -> Option<&Record<Self>> {
+                if let Object::$variant(record) = object { Some(record) } else { None }
+            }
+        })*
 
         /// The word for what stands in a collection, for messages.
         pub fn word_of(collection: &str) -> &'static str {

@@ -3,7 +3,7 @@
 use model::{fault::Fault, name::Link, vpc};
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::{
         holding::{self, Claim},
         place,
@@ -16,14 +16,6 @@ impl Kind for vpc::Address {
     const COLLECTION: &'static str = "addresses";
     const WIRE_KIND: &'static str = "address";
     const WORD: &'static str = "address";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::Address(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::Address(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         vec![Need::on("compute.addresses.createInternal", me), Need::on("compute.subnetworks.use", &self.subnetwork)]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use model::{fault::Fault, lb, name::Link};
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::place,
     ops::Txn,
     world::World,
@@ -19,14 +19,6 @@ impl Kind for lb::BackendService {
     const COLLECTION: &'static str = "backendServices";
     const WIRE_KIND: &'static str = "backendService";
     const WORD: &'static str = "backend_service";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::BackendService(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::BackendService(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         needs("compute.regionBackendServices.create", self, me)

@@ -7,7 +7,7 @@ use model::{
 };
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::place,
     ops::Txn,
     world::World,
@@ -24,14 +24,6 @@ impl Kind for vpc::Firewall {
     const COLLECTION: &'static str = "firewalls";
     const WIRE_KIND: &'static str = "firewall";
     const WORD: &'static str = "firewall";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::Firewall(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::Firewall(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         needs("compute.firewalls.create", self, me)

@@ -10,7 +10,7 @@ use model::{
 
 use crate::{
     directory,
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::{endpoint, place, subnetwork},
     ops::Txn,
     world::World,
@@ -20,14 +20,6 @@ impl Kind for ForwardingRule {
     const COLLECTION: &'static str = "forwardingRules";
     const WIRE_KIND: &'static str = "forwardingRule";
     const WORD: &'static str = "forwarding_rule";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::ForwardingRule(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::ForwardingRule(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         let mut needs = vec![Need::on("compute.forwardingRules.create", me)];

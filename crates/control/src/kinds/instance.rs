@@ -8,7 +8,7 @@ use model::{
 };
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::{
         holding::{self, Claim},
         place, seat,
@@ -30,14 +30,6 @@ impl Kind for Instance {
     const COLLECTION: &'static str = "instances";
     const WIRE_KIND: &'static str = "instance";
     const WORD: &'static str = "instance";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::Instance(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::Instance(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         let mut needs = vec![

@@ -9,7 +9,7 @@ use model::{
 };
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     ops::{Change, Txn},
     random,
     world::World,
@@ -39,14 +39,6 @@ impl Kind for vpc::Network {
     const COLLECTION: &'static str = "networks";
     const WIRE_KIND: &'static str = "network";
     const WORD: &'static str = "network";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::Network(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::Network(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         vec![Need::on("compute.networks.create", me)]

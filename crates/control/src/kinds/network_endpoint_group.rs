@@ -4,7 +4,7 @@
 use model::{fault::Fault, lb, name::Link, psc::ServiceAttachment};
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::{endpoint, place},
     ops::Txn,
     world::World,
@@ -17,14 +17,6 @@ impl Kind for lb::NetworkEndpointGroup {
     const COLLECTION: &'static str = "networkEndpointGroups";
     const WIRE_KIND: &'static str = "networkEndpointGroup";
     const WORD: &'static str = "network_endpoint_group";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::NetworkEndpointGroup(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::NetworkEndpointGroup(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         let own = Need::on("compute.regionNetworkEndpointGroups.create", me);

@@ -18,7 +18,7 @@ use model::{
 
 use crate::{
     directory,
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::place,
     ops::{Change, Txn},
     org_policies::Effective,
@@ -30,14 +30,6 @@ impl Kind for ServiceAttachment {
     const COLLECTION: &'static str = "serviceAttachments";
     const WIRE_KIND: &'static str = "serviceAttachment";
     const WORD: &'static str = "service_attachment";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::ServiceAttachment(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::ServiceAttachment(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         needs("compute.serviceAttachments.create", self, me)

@@ -10,7 +10,7 @@ use model::{
 };
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::{network, place, service_attachment::Round},
     ops::Txn,
     psc::Reach,
@@ -34,14 +34,6 @@ impl Kind for vpc::Subnetwork {
     const COLLECTION: &'static str = "subnetworks";
     const WIRE_KIND: &'static str = "subnetwork";
     const WORD: &'static str = "subnetwork";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::Subnetwork(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::Subnetwork(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         vec![Need::on("compute.subnetworks.create", me), Need::on("compute.networks.updatePolicy", &self.network)]

@@ -3,7 +3,7 @@
 use model::{fault::Fault, lb, name::Link};
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::place,
     ops::Txn,
     world::World,
@@ -17,14 +17,6 @@ impl Kind for lb::TargetHttpProxy {
     const COLLECTION: &'static str = "targetHttpProxies";
     const WIRE_KIND: &'static str = "targetHttpProxy";
     const WORD: &'static str = "target_http_proxy";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::TargetHttpProxy(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::TargetHttpProxy(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         vec![

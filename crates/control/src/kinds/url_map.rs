@@ -9,7 +9,7 @@ use model::{
 };
 
 use crate::{
-    kind::{Kind, Need, Object, Record, Reference},
+    kind::{Kind, Need, Record, Reference},
     kinds::place,
     ops::Txn,
     world::World,
@@ -19,14 +19,6 @@ impl Kind for UrlMap {
     const COLLECTION: &'static str = "urlMaps";
     const WIRE_KIND: &'static str = "urlMap";
     const WORD: &'static str = "url_map";
-
-    fn wrap(record: Record<Self>) -> Object {
-        Object::UrlMap(record)
-    }
-
-    fn peek(object: &Object) -> Option<&Record<Self>> {
-        if let Object::UrlMap(record) = object { Some(record) } else { None }
-    }
 
     fn needs_to_create(&self, me: &Link) -> Vec<Need> {
         needs("compute.regionUrlMaps.create", self, me)
