@@ -98,6 +98,8 @@ struct Inner {
 
 struct Segment {
     extent: Extent,
+    /// The newest append that is in it; 0 if all of it was found on disk.
+    newest: u64,
     /// Its content, until it is finished and on disk.
     blocks: Option<Vec<Arc<[u8]>>>,
     /// How much of the content is on disk.
@@ -109,7 +111,7 @@ struct Segment {
 impl Segment {
     fn new(base: u64) -> Segment {
         let extent = Extent::empty(base);
-        Segment { extent, blocks: Some(Vec::new()), written_blocks: 0, written_bytes: 0, sealed: false }
+        Segment { extent, newest: 0, blocks: Some(Vec::new()), written_blocks: 0, written_bytes: 0, sealed: false }
     }
 
     fn unwritten(&self) -> u64 {
@@ -265,6 +267,7 @@ impl Shared {
         }
         let active = inner.segments.back_mut().expect("one was pushed if there was none");
         active.blocks.get_or_insert_default().push(block);
+        active.newest = number;
         active.extent.add(new.count, new.bytes, &new.times);
         active.sealed = active.extent.bytes >= self.bounds.segment_bytes;
         if self.dir.is_some() {
@@ -323,7 +326,7 @@ fn recover(dir: &Path) -> io::Result<VecDeque<Segment>> {
         let Some(name) = name.to_str() else { continue };
         if let Some(extent) = Extent::parse_sealed(name, file.metadata()?.len()) {
             let written_bytes = extent.bytes;
-            segments.push(Segment { extent, blocks: None, written_blocks: 0, written_bytes, sealed: true });
+            segments.push(Segment { extent, newest: 0, blocks: None, written_blocks: 0, written_bytes, sealed: true });
         } else if let Some(base) = Extent::parse_open(name) {
             segments.extend(recover_open(&file.path(), base)?);
         }
@@ -352,5 +355,5 @@ fn recover_open(path: &Path, base: u64) -> io::Result<Option<Segment>> {
     // What was torn off is cut from the file too, before the next write.
     let written_bytes = extent.bytes;
     let blocks = Some(vec![Arc::from(bytes)]);
-    Ok(Some(Segment { extent, blocks, written_blocks: 1, written_bytes, sealed: false }))
+    Ok(Some(Segment { extent, newest: 0, blocks, written_blocks: 1, written_bytes, sealed: false }))
 }

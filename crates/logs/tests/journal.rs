@@ -6,6 +6,7 @@ use std::{
     fs,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use logs::{
@@ -38,6 +39,9 @@ impl Drop for Scratch {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
+
+/// Who waits longer has been forgotten.
+const FOR_EVER: Duration = Duration::from_secs(60);
 
 /// Small enough to turn over within a test.
 const SMALL: Bounds = Bounds { bytes_max: 40_000, segment_bytes: 4_000, unwritten_bytes_max: 20_000 };
@@ -280,6 +284,22 @@ fn what_is_said_to_be_written_is_found_by_another_process() {
         }
         let found = walk(&Journal::open(&other.0, Bounds::default()).unwrap(), query("", Order::Asc, 100));
         assert!(found.starts_with(&(0..=n).collect::<Vec<_>>()), "{n}: {found:?}");
+    }
+}
+
+#[test]
+fn who_comes_while_others_are_written_hears_of_it_without_another_entry() {
+    for round in 0..20 {
+        let dir = Scratch::new();
+        let journal = Journal::open(&dir.0, Bounds::default()).unwrap();
+        let (said, hears) = std::sync::mpsc::channel();
+        // Long enough to be still at it when its file is seen.
+        journal.append(&[entry("p", 1, "1", &"x".repeat(4 << 20))]);
+        while dir.files().is_empty() {
+            std::hint::spin_loop();
+        }
+        journal.append_then(&numbered([2]), move || said.send(()).unwrap());
+        assert_eq!(hears.recv_timeout(FOR_EVER), Ok(()), "round {round}");
     }
 }
 

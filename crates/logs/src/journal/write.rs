@@ -14,6 +14,8 @@ use super::{Shared, segment::Extent};
 /// Content of one segment that is to be written.
 struct Job {
     extent: Extent,
+    /// Once it is written, every append up to this one is.
+    newest: u64,
     blocks: Vec<Arc<[u8]>>,
     /// Bytes of it that are on disk.
     from: u64,
@@ -41,12 +43,8 @@ impl Shared {
     pub(super) fn flush(&self) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let appended = self.lock().appended;
         let result = self.write_all(dir);
         self.lock().stats.disk_error = result.as_ref().err().map(io::Error::kind);
-        if result.is_ok() {
-            self.call_waiting(appended);
-        }
         result
     }
 
@@ -54,6 +52,7 @@ impl Shared {
         while let Some(job) = self.next_job() {
             job.write(dir)?;
             self.note_written(&job);
+            self.call_waiting(job.newest);
         }
         let doomed = std::mem::take(&mut self.lock().doomed);
         for path in doomed {
@@ -67,6 +66,7 @@ impl Shared {
         Ok(())
     }
 
+    /// What is oldest among that which waits.
     fn next_job(&self) -> Option<Job> {
         let inner = self.lock();
         inner.segments.iter().find_map(|segment| {
@@ -74,6 +74,7 @@ impl Shared {
             let waits = segment.sealed || blocks.len() > segment.written_blocks;
             waits.then(|| Job {
                 extent: segment.extent.clone(),
+                newest: segment.newest,
                 blocks: blocks[segment.written_blocks..].to_vec(),
                 from: segment.written_bytes,
                 sealed: segment.sealed,
