@@ -8,7 +8,8 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::Instant,
+    sync::mpsc,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -21,6 +22,9 @@ const FLOORS: [(&str, &str); 3] = [
     ("lab", "the real kernel, in namespaces and cgroups that the test makes"),
     ("acceptance", "a whole cloud through its public doors, with stock clients where they are installed"),
 ];
+
+/// A test program that says nothing for this long will not end by itself: its longest test takes two minutes.
+const SILENCE_MAX: Duration = Duration::from_secs(600);
 
 #[derive(Default, Clone)]
 struct Count {
@@ -148,12 +152,26 @@ fn run_program(program: &Program, count: &mut Count) -> bool {
     println!("-- {}", program.name);
     let Ok(mut child) = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn() else { return false };
     let Some(output) = child.stdout.take() else { return false };
+    let (says, hears) = mpsc::channel();
+    std::thread::spawn(move || {
+        BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| says.send(line))
+    });
     let mut tested = false;
-    for line in BufReader::new(output).lines().map_while(Result::ok) {
-        tested |= note(&line, count);
-        println!("{line}");
-        // Progress is worth more than throughput here.
-        drop(std::io::stdout().flush());
+    loop {
+        match hears.recv_timeout(SILENCE_MAX) {
+            Ok(line) => {
+                tested |= note(&line, count);
+                println!("{line}");
+                // Progress is worth more than throughput here.
+                drop(std::io::stdout().flush());
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                println!("-- {} has said nothing for {} s and is ended", program.name, SILENCE_MAX.as_secs());
+                drop(child.kill());
+                break;
+            }
+        }
     }
     let ok = child.wait().is_ok_and(|s| s.success());
     if !ok && !tested {
