@@ -229,7 +229,7 @@ pub fn enroll(proxy: &Rc<Proxy>, arrived: Arrived) -> Enrolled {
 pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(proxy: Rc<Proxy>, stream: S, enrolled: Enrolled) {
     let Enrolled { client, entry: _entry } = enrolled;
     let io = Watched { inner: TokioIo::new(stream), proxy: proxy.clone(), client: client.clone() };
-    let service = service_fn(|asked| request::handle(proxy.clone(), client.clone(), asked));
+    let service = service_fn(|asked| request::handle(&proxy, &client, asked));
     let mut connection = pin!(
         http1::Builder::new()
             .max_buf_size(LB_HEADER_BYTES_MAX)

@@ -43,7 +43,7 @@ impl Arrival {
     }
 }
 
-pub fn wall_now() -> Timestamp {
+fn wall_now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp::default().plus(since)
 }
@@ -162,6 +162,10 @@ impl Exchange {
 
     fn entry(&mut self) -> &mut Entry {
         self.entry.as_mut().expect("only drop takes the entry")
+    }
+
+    pub fn arrived(&mut self) -> Timestamp {
+        self.entry().arrival.wall
     }
 
     pub fn picked(&mut self, revision: Rc<Revision>) {

@@ -23,6 +23,7 @@ use crate::{header::X_SERVERLESS_AUTHORIZATION, refusal::Refusal};
 /// A genuine token: who it names, for whom, and what the container may see of it.
 #[derive(Debug)]
 struct Genuine {
+    token: Box<str>,
     audience: String,
     /// Verified e-mail, lower case.
     email: Option<String>,
@@ -41,11 +42,14 @@ pub struct Gate {
 struct Inner {
     verifier: Option<Verifier>,
     keys: Vec<PublicKey>,
-    /// By the whole token. A hit is a comparison of all its bytes.
-    genuine: HashMap<Rc<str>, Rc<Genuine>>,
+    /// By the end of the token, which no two genuine ones share; what is found is compared to its first byte.
+    genuine: HashMap<End, Rc<Genuine>>,
     /// Oldest first.
-    order: VecDeque<Rc<str>>,
+    order: VecDeque<End>,
 }
+
+/// The last characters of a token: 192 bits of its signature.
+type End = [u8; 32];
 
 impl Gate {
     pub fn new() -> Gate {
@@ -88,17 +92,19 @@ impl Gate {
 
     fn genuine(&self, token: &str, now: Timestamp) -> Result<Rc<Genuine>, TokenError> {
         let inner = &mut *self.inner.borrow_mut();
-        if let Some(known) = inner.genuine.get(token) {
+        let end = *token.as_bytes().last_chunk::<32>().ok_or(TokenError::Malformed)?;
+        if let Some(known) = inner.genuine.get(&end).filter(|known| *known.token == *token) {
             if now < known.expires {
                 return Ok(known.clone());
             }
-            inner.genuine.remove(token);
-            inner.order.retain(|t| **t != *token);
+            inner.genuine.remove(&end);
+            inner.order.retain(|other| *other != end);
         }
         let claims = inner.verifier.as_ref().ok_or(TokenError::UnknownKey)?.verify(token, now)?;
         let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
         let shown = format!("Bearer {signed}.SIGNATURE_REMOVED_BY_GOOGLE");
         let genuine = Rc::new(Genuine {
+            token: token.into(),
             email: claims.verified_email(),
             subject: if claims.email.is_none() || claims.email_verified { claims.sub } else { String::new() },
             audience: claims.aud,
@@ -110,9 +116,9 @@ impl Gate {
         {
             inner.genuine.remove(&oldest);
         }
-        let key: Rc<str> = token.into();
-        inner.genuine.insert(key.clone(), genuine.clone());
-        inner.order.push_back(key);
+        if inner.genuine.insert(end, genuine.clone()).is_none() {
+            inner.order.push_back(end);
+        }
         Ok(genuine)
     }
 }
@@ -321,25 +327,39 @@ mod tests {
     fn the_memory_of_tokens_is_bounded() {
         let key = SigningKey::generate().unwrap();
         let gate = gate(&key);
+        let end_of = |n: usize| *format!("{n:032}").as_bytes().first_chunk::<32>().unwrap();
         for n in 0..TOKEN_CACHE_MAX + 8 {
             let genuine = Genuine {
+                token: String::from_utf8(end_of(n).to_vec()).unwrap().into(),
                 subject: String::new(),
                 audience: String::new(),
                 email: None,
                 expires: at(3_600),
                 shown: HeaderValue::from_static("Bearer x"),
             };
-            let name: Rc<str> = format!("token-{n}").into();
+            let end = end_of(n);
             let mut inner = gate.inner.borrow_mut();
             if inner.order.len() < TOKEN_CACHE_MAX {
-                inner.genuine.insert(name.clone(), Rc::new(genuine));
-                inner.order.push_back(name);
+                inner.genuine.insert(end, Rc::new(genuine));
+                inner.order.push_back(end);
             }
         }
         let token = sign_id_token(&key, &claims());
         gate.genuine(&token, at(1)).unwrap();
         let inner = gate.inner.borrow();
         assert_eq!((inner.genuine.len(), inner.order.len()), (TOKEN_CACHE_MAX, TOKEN_CACHE_MAX));
-        assert!(inner.genuine.contains_key(token.as_str()) && !inner.genuine.contains_key("token-0"));
+        let end = token.as_bytes().last_chunk::<32>().unwrap();
+        assert!(inner.genuine.contains_key(end) && !inner.genuine.contains_key(&end_of(0)));
+    }
+
+    #[test]
+    fn a_token_that_ends_like_a_genuine_one_is_not_taken_for_it() {
+        let key = SigningKey::generate().unwrap();
+        let gate = gate(&key);
+        let token = sign_id_token(&key, &claims());
+        gate.genuine(&token, at(1)).unwrap();
+        let forged = format!("x{token}");
+        assert!(gate.genuine(&forged, at(1)).is_err());
+        assert!(gate.genuine(&token, at(1)).is_ok());
     }
 }
