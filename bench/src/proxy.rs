@@ -38,8 +38,8 @@ use crate::{
 const AUDIENCE: &str = "https://shop-123.asia-northeast1.run.app";
 const EMAIL: &str = "till@consumer-1.iam.gserviceaccount.com";
 /// Rounds in which both take turns, after one that is not counted.
-const ROUNDS: usize = 6;
-const SECONDS: &str = "2s";
+const ROUNDS: usize = 16;
+const SECONDS: &str = "1s";
 
 /// A running proxy with all that it needs.
 struct Ours {
