@@ -98,7 +98,7 @@ impl Cloud {
             Arc::new(mint)
         });
         let journal = Arc::new(Journal::in_memory(Bounds::default()));
-        let router = Arc::new(gcp::router(control.clone(), mint.clone(), journal));
+        let router = Arc::new(gcp::router(&gcp::Cloud { control: control.clone(), mint: mint.clone(), journal }));
         Cloud { router, store, mint, control }
     }
 

@@ -1,6 +1,6 @@
 //! One API call, parsed once: whose API, which path, which parameters, which body.
 //!
-//! Refuses to know what any path means. An API implements [`Api`] and matches
+//! Refuses to know what any path means. An API matches
 //! `(&call.method, call.parts().as_slice(), call.verb())`; the door does the rest.
 
 use std::{collections::BTreeMap, future::Future, net::IpAddr, pin::Pin, sync::Arc};

@@ -1,50 +1,78 @@
-//! One file per Google API (`gcp/compute.rs`, `gcp/run.rs`, `gcp/iam.rs`, …), each with a type that implements
-//! [`crate::call::Api`]: match the path, check the body against [`crate::schema`], call `control`, render the answer.
+//! One file per Google API (`gcp/iam.rs`, `gcp/dns.rs`, …), each with a [`Route`]: match the path, check the body against
+//! [`crate::schema`], call `control`, render the answer. Compute and Run have calls that wait for what others do, and so
+//! implement [`Api`] themselves.
 //!
 //! What belongs to no single API (errors, lists, masks, batches) lives one floor up and is not repeated here.
 
-pub mod certs;
-pub mod compute;
-pub mod crm;
-pub mod dns;
-pub mod iam;
+mod certs;
+mod compute;
+mod crm;
+mod dns;
+mod iam;
+mod iamcredentials;
 pub mod iap;
-pub mod logging;
-pub mod oauth;
-pub mod orgpolicy;
-pub mod oslogin;
-pub mod policy;
-pub mod run;
-pub mod run_v1;
-pub mod run_v2;
-pub mod servicedirectory;
-pub mod serviceusage;
-pub mod who;
+mod logging;
+mod oauth;
+mod orgpolicy;
+mod oslogin;
+mod policy;
+mod run;
+pub(crate) mod run_v1;
+mod run_v2;
+mod servicedirectory;
+mod serviceusage;
+mod who;
 
 use std::sync::Arc;
 
 use control::{ops::Control, tokens::Mint};
 use logs::Journal;
 
-use crate::{audit::Audit, call::Router, host::Service};
+use crate::{
+    audit::Audit,
+    call::{Answer, Api, BoxFuture, Call, Router, blocking},
+    host::Service,
+};
+
+/// What the APIs of one cloud stand on.
+#[derive(Clone)]
+pub struct Cloud {
+    pub control: Arc<Control>,
+    pub mint: Arc<Mint>,
+    pub journal: Arc<Journal>,
+}
+
+/// One of Google's APIs as a function: finds the method that a call is for, and answers. It may wait for the disk.
+type Route = fn(&Cloud, &Call) -> Answer;
+
+struct Routed {
+    cloud: Cloud,
+    route: Route,
+}
+
+impl Api for Routed {
+    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
+        let (cloud, route) = (self.cloud.clone(), self.route);
+        Box::pin(blocking(move || route(&cloud, &call)))
+    }
+}
 
 /// Every API of ours behind its host.
-pub fn router(control: Arc<Control>, mint: Arc<Mint>, journal: Arc<Journal>) -> Router {
-    let (c, m) = (|| control.clone(), || mint.clone());
-    let oauth = Arc::new(oauth::OAuth { control: c(), mint: m() });
+pub fn router(cloud: &Cloud) -> Router {
+    let routed = |route| Arc::new(Routed { cloud: cloud.clone(), route });
     Router::new()
-        .with(Service::Compute, Arc::new(compute::Compute { control: c(), mint: m() }))
-        .with(Service::Run, Arc::new(run::Run { control: c(), mint: m() }))
-        .with(Service::Iam, Arc::new(iam::Iam { control: c(), mint: m() }))
-        .with(Service::IamCredentials, Arc::new(iam::IamCredentials { control: c(), mint: m() }))
-        .with(Service::ResourceManager, Arc::new(crm::ResourceManager { control: c(), mint: m() }))
-        .with(Service::ServiceUsage, Arc::new(serviceusage::ServiceUsage { control: c(), mint: m() }))
-        .with(Service::OrgPolicy, Arc::new(orgpolicy::OrgPolicy { control: c(), mint: m() }))
-        .with(Service::OsLogin, Arc::new(oslogin::OsLogin { control: c(), mint: m() }))
-        .with(Service::Dns, Arc::new(dns::Dns { control: c(), mint: m() }))
-        .with(Service::ServiceDirectory, Arc::new(servicedirectory::ServiceDirectory { control: c(), mint: m() }))
-        .with(Service::Logging, Arc::new(logging::Logging { control: c(), mint: m(), journal: journal.clone() }))
-        .audited(Audit { control: c(), journal })
-        .with(Service::OAuth, oauth.clone())
-        .with(Service::Accounts, oauth)
+        .with(Service::Compute, Arc::new(compute::Compute(cloud.clone())))
+        .with(Service::Run, Arc::new(run::Run(cloud.clone())))
+        .with(Service::Iam, routed(iam::route))
+        .with(Service::IamCredentials, routed(iamcredentials::route))
+        .with(Service::ResourceManager, routed(crm::route))
+        .with(Service::ServiceUsage, routed(serviceusage::route))
+        .with(Service::OrgPolicy, routed(orgpolicy::route))
+        .with(Service::OsLogin, routed(oslogin::route))
+        .with(Service::Dns, routed(dns::route))
+        .with(Service::ServiceDirectory, routed(servicedirectory::route))
+        .with(Service::Logging, routed(logging::route))
+        .with(Service::OAuth, routed(oauth::route))
+        .with(Service::Accounts, routed(oauth::route))
+        .audited(Audit { control: cloud.control.clone(), journal: cloud.journal.clone() })
 }

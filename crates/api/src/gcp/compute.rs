@@ -21,13 +21,7 @@ mod url_map;
 mod verbs;
 mod wire;
 
-use std::sync::Arc;
-
-use control::{
-    ops::{Caller, Control},
-    projects,
-    tokens::Mint,
-};
+use control::{ops::Caller, projects};
 use http::Method;
 use model::{
     fault::Fault,
@@ -37,7 +31,7 @@ use model::{
 };
 
 use self::verbs::Visit;
-use super::who;
+use super::Cloud;
 use crate::{
     call::{Answer, Api, BoxFuture, Call, blocking},
     error,
@@ -46,10 +40,7 @@ use crate::{
 
 /// The Compute API.
 #[derive(Clone)]
-pub struct Compute {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
+pub struct Compute(pub Cloud);
 
 impl Api for Compute {
     fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
@@ -89,7 +80,7 @@ macro_rules! with_kind {
 
 impl Compute {
     fn answer(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, &method_name(call))?;
+        let caller = self.0.caller(call, &method_name(call))?;
         let path = call.parts();
         let ["compute", "v1", "projects", project, rest @ ..] = path.as_slice() else {
             return Err(error::unknown_method());
@@ -103,7 +94,7 @@ impl Compute {
 
     /// The project of a path, by id or number, with the API enabled.
     fn project(&self, name: &str) -> Result<ProjectId, Fault> {
-        let world = self.control.read();
+        let world = self.0.control.read();
         let project = world.project(name).ok_or_else(|| Fault::not_found(format!("projects/{name}")))?;
         projects::require_api(&world, project.id.as_str(), Service::Compute.host())?;
         Ok(project.id.clone())
@@ -111,7 +102,7 @@ impl Compute {
 
     fn route(&self, asked: &Asked<'_>, rest: &[&str]) -> Answer {
         let visit = |scope| Visit {
-            control: &self.control,
+            control: &self.0.control,
             call: asked.call,
             caller: asked.caller,
             project: asked.project,

@@ -1,12 +1,11 @@
 //! Resource Manager: projects in v1, as gcloud asks for them, and what other clients need of v3.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use control::{
-    ops::Control,
+    ops::{Caller, Control},
     policies::{self, Target},
     projects::{self, Wanted, invisible},
-    tokens::Mint,
 };
 use http::Method;
 use identity::policy::Place;
@@ -14,25 +13,12 @@ use model::{fault::Fault, project::Project};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{policy, who};
+use super::{Cloud, policy};
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, blocking},
+    call::{Answer, Call},
     error,
     reply::Reply,
 };
-
-#[derive(Clone)]
-pub struct ResourceManager {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for ResourceManager {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,150 +58,139 @@ fn parse<T: for<'de> Deserialize<'de>>(body: Value) -> Result<T, Fault> {
     serde_json::from_value(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))
 }
 
-impl ResourceManager {
-    fn route(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, "google.cloudresourcemanager.v1.Projects")?;
-        let control = &self.control;
-        match (&call.method, call.parts().as_slice(), call.verb()) {
-            (&Method::POST, ["v1", "projects"], None) => {
-                let body: NewProjectV1 = parse(call.json()?)?;
-                let parent = body.parent.map(|p| format!("{}s/{}", p.r#type, p.id));
-                let wanted = Wanted { id: body.project_id, display_name: body.name, parent, labels: body.labels };
-                let project = projects::create(control, &caller, &wanted)?;
-                Ok(Reply::json(operation(&project, show_v1)))
-            }
-            (&Method::POST, ["v3", "projects"], None) => {
-                let body: NewProjectV3 = parse(call.json()?)?;
-                let wanted = Wanted {
-                    id: body.project_id,
-                    display_name: body.display_name,
-                    parent: body.parent,
-                    labels: body.labels,
-                };
-                let project = projects::create(control, &caller, &wanted)?;
-                Ok(Reply::json(operation(&project, show_v3)))
-            }
-            (&Method::GET, [version @ ("v1" | "v3"), "operations", name], None) => {
-                // Creation is finished before it is answered, so its operation is the project itself.
-                let number = name.strip_prefix("cp.").ok_or_else(invisible)?;
-                let project = projects::get(control, &caller, number)?;
-                Ok(Reply::json(operation(&project, if *version == "v1" { show_v1 } else { show_v3 })))
-            }
-            (&Method::GET, ["v1", "projects"], None) => self.list(call, &caller, show_v1),
-            (&Method::GET, ["v3", "projects"], None) | (&Method::GET, ["v3", "projects"], Some("search")) => {
-                self.list(call, &caller, show_v3)
-            }
-            (&Method::GET, ["v1", "projects", name], None) => {
-                Ok(Reply::json(show_v1(&projects::get(control, &caller, name)?)))
-            }
-            (&Method::GET, ["v3", "projects", name], None) => {
-                Ok(Reply::json(show_v3(&projects::get(control, &caller, name)?)))
-            }
-            (&Method::PUT, ["v1", "projects", name], None) => {
-                let body: Update = parse(call.json()?)?;
-                let project = projects::update(control, &caller, name, |p| {
-                    p.display_name = body.name.clone().unwrap_or_else(|| p.id.to_string());
-                    p.labels = body.labels.clone().unwrap_or_default();
-                })?;
-                Ok(Reply::json(show_v1(&project)))
-            }
-            (&Method::PATCH, ["v3", "projects", name], None) => self.patch(call, &caller, name),
-            (&Method::DELETE, ["v1", "projects", name], None) => {
-                projects::set_active(control, &caller, name, false)?;
-                Ok(Reply::json(json!({})))
-            }
-            (&Method::DELETE, ["v3", "projects", name], None) => {
-                let project = projects::set_active(control, &caller, name, false)?;
-                Ok(Reply::json(operation(&project, show_v3)))
-            }
-            (&Method::POST, ["v1", "projects", name], Some("undelete")) => {
-                projects::set_active(control, &caller, name, true)?;
-                Ok(Reply::json(json!({})))
-            }
-            (&Method::POST, ["v1" | "v3", "projects", name], Some(verb)) => {
-                let project = control.read().project(name).map(|p| format!("projects/{}", p.id));
-                let project = project.unwrap_or_else(|| policies::NOWHERE.to_owned());
-                self.policy(call, &caller, &project, "projects", verb)
-            }
-            (&Method::GET, ["v1" | "v3", "organizations", id], None) => {
-                let world = control.read();
-                let resource = format!("organizations/{id}");
-                let need = control::kind::Need::on("resourcemanager.organizations.get", &resource);
-                control.authorize(&world, &caller, &[need]).map_err(|_| invisible())?;
-                Ok(Reply::json(json!({
-                    "name": resource, "displayName": "tombolo.local", "lifecycleState": "ACTIVE", "state": "ACTIVE",
-                })))
-            }
-            (&Method::POST, ["v1" | "v3", "organizations", id], Some(verb)) => {
-                self.policy(call, &caller, &format!("organizations/{id}"), "organizations", verb)
-            }
-            (&Method::GET, ["v3", "effectiveTags"], None) => Ok(Reply::json(json!({}))),
-            _ => Err(error::unknown_method()),
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = cloud.caller(call, "google.cloudresourcemanager.v1.Projects")?;
+    let control = &cloud.control;
+    match (&call.method, call.parts().as_slice(), call.verb()) {
+        (&Method::POST, ["v1", "projects"], None) => {
+            let body: NewProjectV1 = parse(call.json()?)?;
+            let parent = body.parent.map(|p| format!("{}s/{}", p.r#type, p.id));
+            let wanted = Wanted { id: body.project_id, display_name: body.name, parent, labels: body.labels };
+            let project = projects::create(control, &caller, &wanted)?;
+            Ok(Reply::json(operation(&project, show_v1)))
         }
-    }
-
-    /// `updateMask` names what is meant; without one, what the body has.
-    fn patch(&self, call: &Call, caller: &control::ops::Caller, name: &str) -> Answer {
-        let body: Update = parse(call.json()?)?;
-        let masked = |field: &str, present: bool| match call.query.get("updateMask") {
-            Some(mask) => mask.split(',').any(|m| m == field || m.replace('_', "").eq_ignore_ascii_case(field)),
-            None => present,
-        };
-        let (names, labels) =
-            (masked("displayName", body.display_name.is_some()), masked("labels", body.labels.is_some()));
-        let project = projects::update(&self.control, caller, name, |p| {
-            if names {
-                p.display_name = body.display_name.clone().unwrap_or_default();
-            }
-            if labels {
+        (&Method::POST, ["v3", "projects"], None) => {
+            let body: NewProjectV3 = parse(call.json()?)?;
+            let wanted = Wanted {
+                id: body.project_id,
+                display_name: body.display_name,
+                parent: body.parent,
+                labels: body.labels,
+            };
+            let project = projects::create(control, &caller, &wanted)?;
+            Ok(Reply::json(operation(&project, show_v3)))
+        }
+        (&Method::GET, [version @ ("v1" | "v3"), "operations", name], None) => {
+            // Creation is finished before it is answered, so its operation is the project itself.
+            let number = name.strip_prefix("cp.").ok_or_else(invisible)?;
+            let project = projects::get(control, &caller, number)?;
+            Ok(Reply::json(operation(&project, if *version == "v1" { show_v1 } else { show_v3 })))
+        }
+        (&Method::GET, ["v1", "projects"], None) => list(control, call, &caller, show_v1),
+        (&Method::GET, ["v3", "projects"], None) | (&Method::GET, ["v3", "projects"], Some("search")) => {
+            list(control, call, &caller, show_v3)
+        }
+        (&Method::GET, ["v1", "projects", name], None) => {
+            Ok(Reply::json(show_v1(&projects::get(control, &caller, name)?)))
+        }
+        (&Method::GET, ["v3", "projects", name], None) => {
+            Ok(Reply::json(show_v3(&projects::get(control, &caller, name)?)))
+        }
+        (&Method::PUT, ["v1", "projects", name], None) => {
+            let body: Update = parse(call.json()?)?;
+            let project = projects::update(control, &caller, name, |p| {
+                p.display_name = body.name.clone().unwrap_or_else(|| p.id.to_string());
                 p.labels = body.labels.clone().unwrap_or_default();
-            }
-        })?;
-        Ok(Reply::json(operation(&project, show_v3)))
-    }
-
-    fn policy(
-        &self,
-        call: &Call,
-        caller: &control::ops::Caller,
-        resource: &str,
-        collection: &str,
-        verb: &str,
-    ) -> Answer {
-        let (get, set) = match collection {
-            "projects" => ("resourcemanager.projects.getIamPolicy", "resourcemanager.projects.setIamPolicy"),
-            _ => ("resourcemanager.organizations.getIamPolicy", "resourcemanager.organizations.setIamPolicy"),
-        };
-        let target = Target { resource, place: Place::Hierarchy, get, set, denied: &|_| invisible() };
-        let body = call.json()?;
-        match verb {
-            "getIamPolicy" => {
-                policy::check_requested_version(&call.query, &body)?;
-                let world = self.control.read();
-                Ok(Reply::json(policy::render(&policies::get(&self.control, &world, caller, target)?)))
-            }
-            "setIamPolicy" => {
-                let asked = policy::asked(&body)?;
-                let set = policies::set(&self.control, caller, target, &asked.bindings, &asked.etag, |_| Ok(()))?;
-                Ok(Reply::json(policy::render(&set)))
-            }
-            "testIamPermissions" => {
-                let asked = policy::tested(&body)?;
-                Ok(Reply::json(policy::held(&policies::test(&self.control.read(), caller, resource, &asked)?)))
-            }
-            _ => Err(error::unknown_method()),
+            })?;
+            Ok(Reply::json(show_v1(&project)))
         }
+        (&Method::PATCH, ["v3", "projects", name], None) => patch(control, call, &caller, name),
+        (&Method::DELETE, ["v1", "projects", name], None) => {
+            projects::set_active(control, &caller, name, false)?;
+            Ok(Reply::json(json!({})))
+        }
+        (&Method::DELETE, ["v3", "projects", name], None) => {
+            let project = projects::set_active(control, &caller, name, false)?;
+            Ok(Reply::json(operation(&project, show_v3)))
+        }
+        (&Method::POST, ["v1", "projects", name], Some("undelete")) => {
+            projects::set_active(control, &caller, name, true)?;
+            Ok(Reply::json(json!({})))
+        }
+        (&Method::POST, ["v1" | "v3", "projects", name], Some(verb)) => {
+            let project = control.read().project(name).map(|p| format!("projects/{}", p.id));
+            let project = project.unwrap_or_else(|| policies::NOWHERE.to_owned());
+            policy(control, call, &caller, &project, verb)
+        }
+        (&Method::GET, ["v1" | "v3", "organizations", id], None) => {
+            let world = control.read();
+            let resource = format!("organizations/{id}");
+            let need = control::kind::Need::on("resourcemanager.organizations.get", &resource);
+            control.authorize(&world, &caller, &[need]).map_err(|_| invisible())?;
+            Ok(Reply::json(json!({
+                "name": resource, "displayName": "tombolo.local", "lifecycleState": "ACTIVE", "state": "ACTIVE",
+            })))
+        }
+        (&Method::POST, ["v1" | "v3", "organizations", id], Some(verb)) => {
+            policy(control, call, &caller, &format!("organizations/{id}"), verb)
+        }
+        (&Method::GET, ["v3", "effectiveTags"], None) => Ok(Reply::json(json!({}))),
+        _ => Err(error::unknown_method()),
     }
+}
 
-    fn list(&self, call: &Call, caller: &control::ops::Caller, shape: fn(&Project) -> Value) -> Answer {
-        let filter = Filter::parse(call.query.get("filter").or(call.query.get("query")).unwrap_or(""))?;
-        let parent = call.query.get("parent");
-        let all = projects::list(&self.control, caller);
-        let wanted =
-            |p: &&Project| filter.matches(p) && parent.is_none_or(|parent| p.parent.as_deref() == Some(parent));
-        let shown: Vec<Value> = all.iter().filter(wanted).map(shape).collect();
-        Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"projects": shown}) }))
+/// `updateMask` names what is meant; without one, what the body has.
+fn patch(control: &Control, call: &Call, caller: &Caller, name: &str) -> Answer {
+    let body: Update = parse(call.json()?)?;
+    let masked = |field: &str, present: bool| match call.query.get("updateMask") {
+        Some(mask) => mask.split(',').any(|m| m == field || m.replace('_', "").eq_ignore_ascii_case(field)),
+        None => present,
+    };
+    let (names, labels) = (masked("displayName", body.display_name.is_some()), masked("labels", body.labels.is_some()));
+    let project = projects::update(control, caller, name, |p| {
+        if names {
+            p.display_name = body.display_name.clone().unwrap_or_default();
+        }
+        if labels {
+            p.labels = body.labels.clone().unwrap_or_default();
+        }
+    })?;
+    Ok(Reply::json(operation(&project, show_v3)))
+}
+
+fn policy(control: &Control, call: &Call, caller: &Caller, resource: &str, verb: &str) -> Answer {
+    let (get, set) = match resource.split_once('/') {
+        Some(("projects", _)) => ("resourcemanager.projects.getIamPolicy", "resourcemanager.projects.setIamPolicy"),
+        _ => ("resourcemanager.organizations.getIamPolicy", "resourcemanager.organizations.setIamPolicy"),
+    };
+    let target = Target { resource, place: Place::Hierarchy, get, set, denied: &|_| invisible() };
+    let body = call.json()?;
+    match verb {
+        "getIamPolicy" => {
+            policy::check_requested_version(&call.query, &body)?;
+            let world = control.read();
+            Ok(Reply::json(policy::render(&policies::get(control, &world, caller, target)?)))
+        }
+        "setIamPolicy" => {
+            let asked = policy::asked(&body)?;
+            let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, |_| Ok(()))?;
+            Ok(Reply::json(policy::render(&set)))
+        }
+        "testIamPermissions" => {
+            let asked = policy::tested(&body)?;
+            Ok(Reply::json(policy::held(&policies::test(&control.read(), caller, resource, &asked)?)))
+        }
+        _ => Err(error::unknown_method()),
     }
+}
+
+fn list(control: &Control, call: &Call, caller: &Caller, shape: fn(&Project) -> Value) -> Answer {
+    let filter = Filter::parse(call.query.get("filter").or(call.query.get("query")).unwrap_or(""))?;
+    let parent = call.query.get("parent");
+    let all = projects::list(control, caller);
+    let wanted = |p: &&Project| filter.matches(p) && parent.is_none_or(|parent| p.parent.as_deref() == Some(parent));
+    let shown: Vec<Value> = all.iter().filter(wanted).map(shape).collect();
+    Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"projects": shown}) }))
 }
 
 fn state(project: &Project) -> &'static str {

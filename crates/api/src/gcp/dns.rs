@@ -1,9 +1,7 @@
 //! Cloud DNS v1, as far as it shows the zones that Private Service Connect makes. Nobody makes one here: what users would
 //! write into zones is refused. What the zones answer is `control::plan`'s.
 
-use std::sync::Arc;
-
-use control::{directory, ops::Control, plan, tokens::Mint, world::World};
+use control::{directory, plan, world::World};
 use http::Method;
 use model::{
     directory::{Namespace, ZONE_MAILBOX, ZONE_SERVER, ZONE_SOA, ZONE_TTL_S, Zone},
@@ -13,62 +11,47 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use super::who;
+use super::Cloud;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, blocking},
+    call::{Answer, Call},
     error,
     reply::Reply,
 };
 
 const PAGE_MAX: usize = 100;
 
-#[derive(Clone)]
-pub struct Dns {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for Dns {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
-
-impl Dns {
-    fn route(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, "google.cloud.dns.v1")?;
-        let parts = call.parts();
-        let ["dns", "v1", "projects", project, rest @ ..] = parts.as_slice() else {
-            return Err(error::unknown_method());
-        };
-        let zones = |permission| directory::zones(&self.control, &caller, project, permission);
-        match (&call.method, rest) {
-            (&Method::GET, ["managedZones"]) => {
-                let wanted = call.query.get("dnsName").filter(|name| !name.is_empty());
-                let all = zones("dns.managedZones.list")?.into_iter().filter_map(|n| Some((n.zone.clone()?, n)));
-                let here = all.filter(|(zone, _)| wanted.is_none_or(|name| zone.dns_name == name));
-                let shown = here.map(|(zone, namespace)| managed_zone(&namespace, &zone)).collect();
-                list(call, "dns#managedZonesListResponse", "managedZones", shown)
-            }
-            (&Method::GET, ["managedZones", name]) => {
-                let (namespace, zone) = find(zones("dns.managedZones.get")?, name)?;
-                Ok(Reply::json(managed_zone(&namespace, &zone)))
-            }
-            (&Method::GET, ["managedZones", name, "rrsets"]) => {
-                let (namespace, zone) = find(zones("dns.resourceRecordSets.list")?, name)?;
-                let mut all = record_sets(&self.control.read(), &namespace, &zone);
-                for field in ["name", "type"] {
-                    if let Some(wanted) = call.query.get(field).filter(|text| !text.is_empty()) {
-                        all.retain(|set| set[field] == wanted);
-                    }
-                }
-                list(call, "dns#resourceRecordSetsListResponse", "rrsets", all)
-            }
-            (_, ["managedZones", ..]) => Err(Fault::not_enforced("managedZones")),
-            (_, ["policies" | "responsePolicies", ..]) => Err(Fault::not_enforced(rest[0])),
-            _ => Err(error::unknown_method()),
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = cloud.caller(call, "google.cloud.dns.v1")?;
+    let parts = call.parts();
+    let ["dns", "v1", "projects", project, rest @ ..] = parts.as_slice() else {
+        return Err(error::unknown_method());
+    };
+    let zones = |permission| directory::zones(&cloud.control, &caller, project, permission);
+    match (&call.method, rest) {
+        (&Method::GET, ["managedZones"]) => {
+            let wanted = call.query.get("dnsName").filter(|name| !name.is_empty());
+            let all = zones("dns.managedZones.list")?.into_iter().filter_map(|n| Some((n.zone.clone()?, n)));
+            let here = all.filter(|(zone, _)| wanted.is_none_or(|name| zone.dns_name == name));
+            let shown = here.map(|(zone, namespace)| managed_zone(&namespace, &zone)).collect();
+            list(call, "dns#managedZonesListResponse", "managedZones", shown)
         }
+        (&Method::GET, ["managedZones", name]) => {
+            let (namespace, zone) = find(zones("dns.managedZones.get")?, name)?;
+            Ok(Reply::json(managed_zone(&namespace, &zone)))
+        }
+        (&Method::GET, ["managedZones", name, "rrsets"]) => {
+            let (namespace, zone) = find(zones("dns.resourceRecordSets.list")?, name)?;
+            let mut all = record_sets(&cloud.control.read(), &namespace, &zone);
+            for field in ["name", "type"] {
+                if let Some(wanted) = call.query.get(field).filter(|text| !text.is_empty()) {
+                    all.retain(|set| set[field] == wanted);
+                }
+            }
+            list(call, "dns#resourceRecordSetsListResponse", "rrsets", all)
+        }
+        (_, ["managedZones", ..]) => Err(Fault::not_enforced("managedZones")),
+        (_, ["policies" | "responsePolicies", ..]) => Err(Fault::not_enforced(rest[0])),
+        _ => Err(error::unknown_method()),
     }
 }
 

@@ -1,14 +1,11 @@
-//! IAM: service accounts, their keys and policies, the predefined roles; and IAM credentials, which mints in their names.
-
-use std::{sync::Arc, time::Duration};
+//! IAM: service accounts, their keys and policies, the predefined roles.
 
 use control::{
     accounts::{self, AccountKey, AccountName, Patch},
-    credentials::{self, Impersonation},
     kind::Need,
     ops::{Caller, Control},
     policies::{self, Target},
-    tokens::Mint,
+    world::World,
 };
 use http::Method;
 use identity::{
@@ -24,9 +21,9 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use super::{policy, who};
+use super::{Cloud, policy};
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, blocking},
+    call::{Answer, Call},
     error,
     reply::Reply,
 };
@@ -34,190 +31,164 @@ use crate::{
 /// Deprecated everywhere and the same for every account. Source: IAM's answers.
 const ETAG: &str = "MDEwMjE5MjA=";
 
-#[derive(Clone)]
-pub struct Iam {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for Iam {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || {
-            let caller = who::caller(&me.control, &me.mint, &call, "google.iam.admin.v1.IAM")?;
-            me.route(&call, &caller)
-        }))
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = &cloud.caller(call, "google.iam.admin.v1.IAM")?;
+    let control = &cloud.control;
+    let name = |project, account| AccountName { project, account };
+    match (&call.method, call.parts().as_slice(), call.verb()) {
+        (&Method::POST, ["v1", "projects", project, "serviceAccounts"], None) => {
+            let body = call.json()?;
+            let inner = &body["serviceAccount"];
+            let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+            let account = accounts::create(
+                control,
+                caller,
+                project,
+                body["accountId"].as_str().unwrap_or_default(),
+                &text(&inner["displayName"]),
+                &text(&inner["description"]),
+            )?;
+            Ok(Reply::json(account_json(&account)))
+        }
+        (&Method::GET, ["v1", "projects", project, "serviceAccounts"], None) => {
+            list_accounts(call, &accounts::list(control, caller, project)?)
+        }
+        (_, ["v1", "projects", project, "serviceAccounts", account], _) => {
+            one_account(control, call, caller, name(project, account))
+        }
+        (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
+            create_key(control, caller, name(project, account), &call.json()?)
+        }
+        (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
+            let (owner, keys) = accounts::list_keys(control, caller, name(project, account))?;
+            list_keys(call, &owner, &keys)
+        }
+        (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], None) => {
+            let (owner, key) = accounts::get_key(control, caller, name(project, account), kid)?;
+            let mut shown = key_json(&owner, &key);
+            if let Some(data) = public_data(&key, call.query.get("publicKeyType").unwrap_or("TYPE_NONE"))? {
+                shown["publicKeyData"] = data.into();
+            }
+            Ok(Reply::json(shown))
+        }
+        (&Method::DELETE, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], None) => {
+            accounts::delete_key(control, caller, name(project, account), kid)?;
+            Ok(Reply::json(json!({})))
+        }
+        (
+            &Method::POST,
+            ["v1", "projects", project, "serviceAccounts", account, "keys", kid],
+            Some(verb @ ("disable" | "enable")),
+        ) => {
+            accounts::set_key_disabled(control, caller, name(project, account), kid, verb == "disable")?;
+            Ok(Reply::json(json!({})))
+        }
+        (&Method::GET, ["v1", "roles"], None) => list_roles(call),
+        (&Method::GET, ["v1", "roles", role], None) => {
+            let role = format!("roles/{role}");
+            let found = Role::find(&role).ok_or_else(|| unknown_role(&role))?;
+            Ok(Reply::json(role_json(found, View::Full)))
+        }
+        (&Method::GET, ["v1", "projects" | "organizations", _, "roles"], None) => Ok(Reply::json(json!({}))),
+        (&Method::GET, ["v1", parent @ ("projects" | "organizations"), owner, "roles", role], None) => {
+            Err(unknown_role(&format!("{parent}/{owner}/roles/{role}")))
+        }
+        (_, ["v1", "projects" | "organizations", _, "roles", ..], _) => Err(Fault::not_enforced("role")),
+        _ => Err(error::unknown_method()),
     }
 }
 
-impl Iam {
-    fn route(&self, call: &Call, caller: &Caller) -> Answer {
-        let control = &self.control;
-        let name = |project, account| AccountName { project, account };
-        match (&call.method, call.parts().as_slice(), call.verb()) {
-            (&Method::POST, ["v1", "projects", project, "serviceAccounts"], None) => {
-                let body = call.json()?;
-                let inner = &body["serviceAccount"];
-                let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-                let account = accounts::create(
-                    control,
-                    caller,
-                    project,
-                    body["accountId"].as_str().unwrap_or_default(),
-                    &text(&inner["displayName"]),
-                    &text(&inner["description"]),
-                )?;
-                Ok(Reply::json(account_json(&account)))
-            }
-            (&Method::GET, ["v1", "projects", project, "serviceAccounts"], None) => {
-                list_accounts(call, &accounts::list(control, caller, project)?)
-            }
-            (method, ["v1", "projects", project, "serviceAccounts", account], verb) => {
-                self.account(call, caller, name(project, account), method, verb)
-            }
-            (&Method::POST, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
-                self.create_key(caller, name(project, account), &call.json()?)
-            }
-            (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys"], None) => {
-                let (owner, keys) = accounts::list_keys(control, caller, name(project, account))?;
-                list_keys(call, &owner, &keys)
-            }
-            (&Method::GET, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], None) => {
-                let (owner, key) = accounts::get_key(control, caller, name(project, account), kid)?;
-                let mut shown = key_json(&owner, &key);
-                if let Some(data) = public_data(&key, call.query.get("publicKeyType").unwrap_or("TYPE_NONE"))? {
-                    shown["publicKeyData"] = data.into();
-                }
-                Ok(Reply::json(shown))
-            }
-            (&Method::DELETE, ["v1", "projects", project, "serviceAccounts", account, "keys", kid], None) => {
-                accounts::delete_key(control, caller, name(project, account), kid)?;
-                Ok(Reply::json(json!({})))
-            }
-            (
-                &Method::POST,
-                ["v1", "projects", project, "serviceAccounts", account, "keys", kid],
-                Some(verb @ ("disable" | "enable")),
-            ) => {
-                accounts::set_key_disabled(control, caller, name(project, account), kid, verb == "disable")?;
-                Ok(Reply::json(json!({})))
-            }
-            (&Method::GET, ["v1", "roles"], None) => list_roles(call),
-            (&Method::GET, ["v1", "roles", role], None) => {
-                let role = format!("roles/{role}");
-                let found = Role::find(&role).ok_or_else(|| unknown_role(&role))?;
-                Ok(Reply::json(role_json(found, View::Full)))
-            }
-            (&Method::GET, ["v1", "projects" | "organizations", _, "roles"], None) => Ok(Reply::json(json!({}))),
-            (&Method::GET, ["v1", parent @ ("projects" | "organizations"), owner, "roles", role], None) => {
-                Err(unknown_role(&format!("{parent}/{owner}/roles/{role}")))
-            }
-            (_, ["v1", "projects" | "organizations", _, "roles", ..], _) => Err(Fault::not_enforced("role")),
-            _ => Err(error::unknown_method()),
+fn one_account(control: &Control, call: &Call, caller: &Caller, name: AccountName<'_>) -> Answer {
+    match (&call.method, call.verb()) {
+        (&Method::GET, None) => Ok(Reply::json(account_json(&accounts::get(control, caller, name)?))),
+        (&Method::PATCH, None) => {
+            let patch = patch(&call.json()?)?;
+            Ok(Reply::json(account_json(&accounts::patch(control, caller, name, &patch)?)))
         }
+        (&Method::PUT, None) => {
+            let display_name = call.json()?["displayName"].as_str().unwrap_or_default().to_owned();
+            let patch = Patch { display_name: Some(display_name), description: None };
+            Ok(Reply::json(account_json(&accounts::patch(control, caller, name, &patch)?)))
+        }
+        (&Method::DELETE, None) => {
+            accounts::delete(control, caller, name)?;
+            Ok(Reply::json(json!({})))
+        }
+        (&Method::POST, Some(verb @ ("disable" | "enable"))) => {
+            accounts::set_disabled(control, caller, name, verb == "disable")?;
+            Ok(Reply::json(json!({})))
+        }
+        // With GET a policy is only read: whatever a GET does, read-only scopes allow.
+        (&Method::GET, Some(verb @ "getIamPolicy"))
+        | (&Method::POST, Some(verb @ ("getIamPolicy" | "setIamPolicy" | "testIamPermissions"))) => {
+            policy(control, call, caller, name, verb)
+        }
+        _ => Err(error::unknown_method()),
     }
+}
 
-    fn account(
-        &self,
-        call: &Call,
-        caller: &Caller,
-        name: AccountName<'_>,
-        method: &Method,
-        verb: Option<&str>,
-    ) -> Answer {
-        let control = &self.control;
-        match (method, verb) {
-            (&Method::GET, None) => Ok(Reply::json(account_json(&accounts::get(control, caller, name)?))),
-            (&Method::PATCH, None) => {
-                let patch = patch(&call.json()?)?;
-                Ok(Reply::json(account_json(&accounts::patch(control, caller, name, &patch)?)))
-            }
-            (&Method::PUT, None) => {
-                let display_name = call.json()?["displayName"].as_str().unwrap_or_default().to_owned();
-                let patch = Patch { display_name: Some(display_name), description: None };
-                Ok(Reply::json(account_json(&accounts::patch(control, caller, name, &patch)?)))
-            }
-            (&Method::DELETE, None) => {
-                accounts::delete(control, caller, name)?;
-                Ok(Reply::json(json!({})))
-            }
-            (&Method::POST, Some(verb @ ("disable" | "enable"))) => {
-                accounts::set_disabled(control, caller, name, verb == "disable")?;
-                Ok(Reply::json(json!({})))
-            }
-            // With GET a policy is only read: whatever a GET does, read-only scopes allow.
-            (&Method::GET, Some(verb @ "getIamPolicy"))
-            | (&Method::POST, Some(verb @ ("getIamPolicy" | "setIamPolicy" | "testIamPermissions"))) => {
-                self.policy(call, caller, name, verb)
-            }
-            _ => Err(error::unknown_method()),
+fn policy(control: &Control, call: &Call, caller: &Caller, name: AccountName<'_>, verb: &str) -> Answer {
+    let found = accounts::find(&control.read(), name).map(accounts::resource_name);
+    let permission = match verb {
+        "setIamPolicy" => "iam.serviceAccounts.setIamPolicy",
+        _ => "iam.serviceAccounts.getIamPolicy",
+    };
+    let Some(resource) = found else {
+        if verb == "testIamPermissions" {
+            let asked = policy::tested(&call.json()?)?;
+            let held = policies::test(&control.read(), caller, policies::NOWHERE, &asked)?;
+            return Ok(Reply::json(policy::held(&held)));
+        }
+        // Says whether it is missing or hidden, as every method on an account does.
+        accounts::reach(control, &control.read(), caller, name, permission)?;
+        return Err(error::unknown_method());
+    };
+    let target = Target {
+        resource: &resource,
+        place: Place::Resource,
+        get: "iam.serviceAccounts.getIamPolicy",
+        set: "iam.serviceAccounts.setIamPolicy",
+        denied: &|need: &Need| Fault::permission_denied(need.permission, &need.resource),
+    };
+    let body = call.json()?;
+    match verb {
+        "getIamPolicy" => {
+            policy::check_requested_version(&call.query, &body)?;
+            Ok(Reply::json(policy::render(&policies::get(control, &control.read(), caller, target)?)))
+        }
+        "setIamPolicy" => {
+            let asked = policy::asked(&body)?;
+            let email = resource.rsplit('/').next().unwrap_or_default().to_owned();
+            let exists = |world: &World| match world.accounts.contains_key(&email) {
+                true => Ok(()),
+                false => Err(Fault::permission_denied(target.set, &resource)),
+            };
+            let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, exists)?;
+            Ok(Reply::json(policy::render(&set)))
+        }
+        _ => {
+            let asked = policy::tested(&body)?;
+            Ok(Reply::json(policy::held(&policies::test(&control.read(), caller, &resource, &asked)?)))
         }
     }
+}
 
-    fn policy(&self, call: &Call, caller: &Caller, name: AccountName<'_>, verb: &str) -> Answer {
-        let control = &self.control;
-        let found = accounts::find(&control.read(), name).map(accounts::resource_name);
-        let permission = match verb {
-            "setIamPolicy" => "iam.serviceAccounts.setIamPolicy",
-            _ => "iam.serviceAccounts.getIamPolicy",
-        };
-        let Some(resource) = found else {
-            if verb == "testIamPermissions" {
-                let asked = policy::tested(&call.json()?)?;
-                let held = policies::test(&control.read(), caller, policies::NOWHERE, &asked)?;
-                return Ok(Reply::json(policy::held(&held)));
-            }
-            // Says whether it is missing or hidden, as every method on an account does.
-            accounts::reach(control, &control.read(), caller, name, permission)?;
-            return Err(error::unknown_method());
-        };
-        let target = Target {
-            resource: &resource,
-            place: Place::Resource,
-            get: "iam.serviceAccounts.getIamPolicy",
-            set: "iam.serviceAccounts.setIamPolicy",
-            denied: &|need: &Need| Fault::permission_denied(need.permission, &need.resource),
-        };
-        let body = call.json()?;
-        match verb {
-            "getIamPolicy" => {
-                policy::check_requested_version(&call.query, &body)?;
-                Ok(Reply::json(policy::render(&policies::get(control, &control.read(), caller, target)?)))
-            }
-            "setIamPolicy" => {
-                let asked = policy::asked(&body)?;
-                let email = resource.rsplit('/').next().unwrap_or_default().to_owned();
-                let exists = |world: &control::world::World| match world.accounts.contains_key(&email) {
-                    true => Ok(()),
-                    false => Err(Fault::permission_denied(target.set, &resource)),
-                };
-                let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, exists)?;
-                Ok(Reply::json(policy::render(&set)))
-            }
-            _ => {
-                let asked = policy::tested(&body)?;
-                Ok(Reply::json(policy::held(&policies::test(&control.read(), caller, &resource, &asked)?)))
-            }
-        }
+fn create_key(control: &Control, caller: &Caller, name: AccountName<'_>, body: &Value) -> Answer {
+    match body["privateKeyType"].as_str() {
+        None | Some("" | "TYPE_UNSPECIFIED" | "TYPE_GOOGLE_CREDENTIALS_FILE") => {}
+        Some(_) => return Err(Fault::not_enforced("privateKeyType")),
     }
-
-    fn create_key(&self, caller: &Caller, name: AccountName<'_>, body: &Value) -> Answer {
-        match body["privateKeyType"].as_str() {
-            None | Some("" | "TYPE_UNSPECIFIED" | "TYPE_GOOGLE_CREDENTIALS_FILE") => {}
-            Some(_) => return Err(Fault::not_enforced("privateKeyType")),
-        }
-        match body["keyAlgorithm"].as_str() {
-            None | Some("" | "KEY_ALG_UNSPECIFIED" | "KEY_ALG_RSA_2048") => {}
-            Some(_) => return Err(Fault::not_enforced("keyAlgorithm")),
-        }
-        let (key, file) = accounts::create_key(&self.control, caller, name)?;
-        let owner = accounts::find(&self.control.read(), name).cloned();
-        let owner = owner.ok_or_else(|| Fault::unavailable("The account was deleted meanwhile."))?;
-        let mut shown = key_json(&owner, &key);
-        shown["privateKeyType"] = "TYPE_GOOGLE_CREDENTIALS_FILE".into();
-        shown["privateKeyData"] = base64::encode(Form::Standard, file.as_bytes()).into();
-        Ok(Reply::json(shown))
+    match body["keyAlgorithm"].as_str() {
+        None | Some("" | "KEY_ALG_UNSPECIFIED" | "KEY_ALG_RSA_2048") => {}
+        Some(_) => return Err(Fault::not_enforced("keyAlgorithm")),
     }
+    let (key, file) = accounts::create_key(control, caller, name)?;
+    let owner = accounts::find(&control.read(), name).cloned();
+    let owner = owner.ok_or_else(|| Fault::unavailable("The account was deleted meanwhile."))?;
+    let mut shown = key_json(&owner, &key);
+    shown["privateKeyType"] = "TYPE_GOOGLE_CREDENTIALS_FILE".into();
+    shown["privateKeyData"] = base64::encode(Form::Standard, file.as_bytes()).into();
+    Ok(Reply::json(shown))
 }
 
 /// Only what the mask names; without a mask (gcloud always sends one) what the body has.
@@ -284,7 +255,7 @@ fn list_accounts(call: &Call, all: &[ServiceAccount]) -> Answer {
 /// Source: IAM, keys that Google made for users never end.
 const NEVER: &str = "9999-12-31T23:59:59Z";
 
-fn seconds(t: Timestamp) -> String {
+pub(super) fn seconds(t: Timestamp) -> String {
     let text = t.rfc3339_us();
     text.split_once('.').map_or(text.clone(), |(whole, _)| format!("{whole}Z"))
 }
@@ -348,83 +319,4 @@ fn list_roles(call: &Call) -> Answer {
 
 fn unknown_role(name: &str) -> Fault {
     Fault::new(Code::NotFound, "notFound", format!("The role named {name} was not found."))
-}
-
-/// IAM credentials: tokens and signatures in an account's name.
-#[derive(Clone)]
-pub struct IamCredentials {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for IamCredentials {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
-
-impl IamCredentials {
-    fn route(&self, call: &Call) -> Answer {
-        let parts = call.parts();
-        // Every command with an account's credentials asks this first; there are no boundaries here.
-        if let ["v1", "projects", _, "serviceAccounts", _, "allowedLocations"] = parts.as_slice() {
-            return Err(Fault::new(Code::NotFound, "notFound", "Requested entity was not found."));
-        }
-        let caller = who::caller(&self.control, &self.mint, call, "google.iam.credentials.v1.IAMCredentials")?;
-        let (&Method::POST, ["v1", "projects", "-", "serviceAccounts", account], Some(verb)) =
-            (&call.method, parts.as_slice(), call.verb())
-        else {
-            return Err(error::unknown_method());
-        };
-        self.mint(&caller, account, verb, &call.json()?)
-    }
-
-    fn mint(&self, caller: &Caller, account: &str, verb: &str, body: &Value) -> Answer {
-        let (mint, control) = (&*self.mint, &*self.control);
-        let delegates = strings(&body["delegates"])?;
-        let ask = Impersonation { account, delegates: &delegates };
-        let payload = body["payload"].as_str().unwrap_or_default();
-        match verb {
-            "generateAccessToken" => {
-                let lifetime = lifetime(body["lifetime"].as_str())?;
-                let scopes = strings(&body["scope"])?;
-                let (token, expires) = credentials::access_token(mint, control, caller, ask, &scopes, lifetime)?;
-                Ok(Reply::json(json!({"accessToken": token, "expireTime": seconds(expires)})))
-            }
-            "generateIdToken" => {
-                let audience = body["audience"].as_str().unwrap_or_default();
-                let email = body["includeEmail"].as_bool().unwrap_or(false);
-                let token = credentials::id_token(mint, control, caller, ask, audience, email)?;
-                Ok(Reply::json(json!({"token": token})))
-            }
-            "signJwt" => {
-                let signed = credentials::sign_jwt(mint, control, caller, ask, payload)?;
-                Ok(Reply::json(json!({"keyId": signed.key_id, "signedJwt": signed.value})))
-            }
-            "signBlob" => {
-                let signed = credentials::sign_blob(mint, control, caller, ask, payload)?;
-                Ok(Reply::json(json!({"keyId": signed.key_id, "signedBlob": signed.value})))
-            }
-            _ => Err(error::unknown_method()),
-        }
-    }
-}
-
-fn strings(value: &Value) -> Result<Vec<String>, Fault> {
-    if value.is_null() {
-        return Ok(Vec::new());
-    }
-    serde_json::from_value(value.clone()).map_err(|_| Fault::invalid("A list of strings is expected."))
-}
-
-/// A duration such as `3600s`; an hour when there is none.
-fn lifetime(text: Option<&str>) -> Result<Duration, Fault> {
-    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(Duration::from_secs(3_600)) };
-    let seconds = text.strip_suffix('s').and_then(|number| number.parse::<f64>().ok());
-    seconds.filter(|s| s.is_finite() && *s >= 0.0 && *s < 1e9).map(Duration::from_secs_f64).ok_or_else(|| {
-        Fault::invalid(format!(
-            "Invalid value at 'lifetime' (type.googleapis.com/google.protobuf.Duration), \"{text}\""
-        ))
-    })
 }

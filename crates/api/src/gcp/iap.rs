@@ -10,7 +10,6 @@ use control::{
     kinds::instance::workload,
     ops::{Caller, Control},
     policies,
-    tokens::Mint,
     world::World,
 };
 use model::{
@@ -26,7 +25,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::who;
+use super::Cloud;
 use crate::{
     call::{BoxFuture, Call, Query, invalid_parameter},
     door::{Carry, Tunnels},
@@ -45,18 +44,17 @@ pub trait Dial: Send + Sync {
 }
 
 pub struct Iap {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
+    pub cloud: Cloud,
     pub dial: Arc<dyn Dial>,
     pub relay: Arc<Relay>,
 }
 
 impl Tunnels for Iap {
     fn open(&self, call: Call) -> Result<Carry, Fault> {
-        let caller = who::caller(&self.control, &self.mint, &call, "google.cloud.iap.tunnel.Connect")?;
+        let caller = self.cloud.caller(&call, "google.cloud.iap.tunnel.Connect")?;
         // By the clock that shows no time: somebody may set the other one.
         let good_until = caller.until.map(|until| Instant::now() + until.since(call.now));
-        let (control, dial, relay) = (self.control.clone(), self.dial.clone(), self.relay.clone());
+        let (control, dial, relay) = (self.cloud.control.clone(), self.dial.clone(), self.relay.clone());
         match call.parts().as_slice() {
             ["v4", "connect"] => {
                 let target = Target::read(&call.query)?;
@@ -79,7 +77,7 @@ impl Tunnels for Iap {
 impl Iap {
     /// Ends tunnels to VMs that were switched off or deleted, for as long as the cloud lives.
     pub fn tend(&self) -> impl Future<Output = Infallible> + Send + use<> {
-        let (control, relay) = (self.control.clone(), self.relay.clone());
+        let (control, relay) = (self.cloud.control.clone(), self.relay.clone());
         async move {
             loop {
                 let finished = control.finished.notified();

@@ -3,13 +3,7 @@
 //! Served under `oauth2.googleapis.com`, `www.googleapis.com/oauth2/…` and `accounts.google.com`. Nothing here asks for a
 //! caller: the credential is in the request, or what is answered is public.
 
-use std::sync::Arc;
-
-use control::{
-    credentials::{self, CodeExchange, Granted, TokenInfo},
-    ops::Control,
-    tokens::Mint,
-};
+use control::credentials::{self, CodeExchange, Granted, TokenInfo};
 use http::{HeaderValue, Method, header};
 use model::{
     fault::{Code, Fault},
@@ -17,9 +11,9 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use super::certs;
+use super::{Cloud, certs};
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, Query, blocking},
+    call::{Answer, Call, Query},
     error,
     reply::Reply,
 };
@@ -28,106 +22,90 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 const EMAIL_SCOPES: [&str; 3] =
     ["https://www.googleapis.com/auth/userinfo.email", "email", "https://www.googleapis.com/auth/cloud-platform"];
 
-#[derive(Clone)]
-pub struct OAuth {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    match (&call.method, call.parts().as_slice()) {
+        (&Method::POST, ["token"] | ["oauth2", "v4", "token"] | ["o", "oauth2", "token"]) => {
+            let form = form(call)?;
+            Ok(secret(Reply::json(granted(grant(cloud, &form, call)?))))
+        }
+        (&Method::POST | &Method::GET, ["revoke"] | ["o", "oauth2", "revoke"]) => {
+            let form = form(call)?;
+            let token = form.get("token").or(call.query.get("token")).unwrap_or("");
+            match cloud.mint.revoke(&cloud.control, token)? {
+                true => Ok(Reply::json(json!({}))),
+                false => Err(error::oauth("invalid_token", "Token expired or revoked")),
+            }
+        }
+        (&Method::POST | &Method::GET, ["tokeninfo"] | ["oauth2", "v3", "tokeninfo"]) => {
+            Ok(Reply::json(token_info(&info(cloud, call)?)))
+        }
+        (&Method::POST | &Method::GET, ["oauth2", "v1" | "v2", "tokeninfo"]) => {
+            Ok(Reply::json(old_token_info(&info(cloud, call)?)))
+        }
+        (&Method::GET, ["oauth2", "v1" | "v2" | "v3", "userinfo"] | ["userinfo", "v2", "me"] | ["v1", "userinfo"]) => {
+            user_info(cloud, call)
+        }
+        (&Method::GET, ["o", "oauth2", "auth"] | ["o", "oauth2", "v2", "auth"]) => Ok(no_page()),
+        (&Method::GET, ["oauth2", "v1", "certs"]) => certs::x509(&cloud.mint, call.now),
+        (&Method::GET, ["oauth2", "v2" | "v3", "certs"]) => certs::jwks(&cloud.mint, call.now),
+        (&Method::GET, [".well-known", "openid-configuration"]) => Ok(certs::openid_configuration()),
+        (&Method::GET, ["robot", "v1", "metadata", form, email])
+        | (&Method::GET, ["service_accounts", "v1", "metadata", form, email])
+        | (&Method::GET, ["service_accounts", "v1", form @ "jwk", email]) => {
+            certs::of_account(&cloud.mint, &cloud.control.read(), form, email, call.now)
+        }
+        _ => Err(error::unknown_method()),
+    }
 }
 
-impl Api for OAuth {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
+fn grant(cloud: &Cloud, form: &Query, call: &Call) -> Result<Granted, Fault> {
+    // A grant may give an ID token, and the key for it cannot be stored while the world is held.
+    cloud.mint.ring()?;
+    let world = cloud.control.read();
+    let need = |name: &str| {
+        let missing = || error::oauth("invalid_request", format!("Missing required parameter: {name}"));
+        form.get(name).filter(|v| !v.is_empty()).ok_or_else(missing)
+    };
+    match need("grant_type")? {
+        JWT_BEARER => credentials::jwt_bearer(&cloud.mint, &world, need("assertion")?, call.now),
+        "refresh_token" => {
+            let client = form.get("client_id").unwrap_or("");
+            let asked = form.get("scope").unwrap_or("");
+            credentials::refresh(&cloud.mint, &world, need("refresh_token")?, client, asked, call.now)
+        }
+        "authorization_code" => {
+            let ask = CodeExchange {
+                code: need("code")?,
+                client_id: need("client_id")?,
+                redirect_uri: need("redirect_uri")?,
+                verifier: need("code_verifier")?,
+            };
+            credentials::exchange(&cloud.mint, ask, call.now)
+        }
+        other => Err(error::oauth("unsupported_grant_type", format!("Invalid grant_type: {other}"))),
     }
 }
 
-impl OAuth {
-    fn route(&self, call: &Call) -> Answer {
-        match (&call.method, call.parts().as_slice()) {
-            (&Method::POST, ["token"] | ["oauth2", "v4", "token"] | ["o", "oauth2", "token"]) => {
-                let form = form(call)?;
-                Ok(secret(Reply::json(granted(self.grant(&form, call)?))))
-            }
-            (&Method::POST | &Method::GET, ["revoke"] | ["o", "oauth2", "revoke"]) => {
-                let form = form(call)?;
-                let token = form.get("token").or(call.query.get("token")).unwrap_or("");
-                match self.mint.revoke(&self.control, token)? {
-                    true => Ok(Reply::json(json!({}))),
-                    false => Err(error::oauth("invalid_token", "Token expired or revoked")),
-                }
-            }
-            (&Method::POST | &Method::GET, ["tokeninfo"] | ["oauth2", "v3", "tokeninfo"]) => {
-                Ok(Reply::json(token_info(&self.info(call)?)))
-            }
-            (&Method::POST | &Method::GET, ["oauth2", "v1" | "v2", "tokeninfo"]) => {
-                Ok(Reply::json(old_token_info(&self.info(call)?)))
-            }
-            (
-                &Method::GET,
-                ["oauth2", "v1" | "v2" | "v3", "userinfo"] | ["userinfo", "v2", "me"] | ["v1", "userinfo"],
-            ) => self.user_info(call),
-            (&Method::GET, ["o", "oauth2", "auth"] | ["o", "oauth2", "v2", "auth"]) => Ok(no_page()),
-            (&Method::GET, ["oauth2", "v1", "certs"]) => certs::x509(&self.mint, call.now),
-            (&Method::GET, ["oauth2", "v2" | "v3", "certs"]) => certs::jwks(&self.mint, call.now),
-            (&Method::GET, [".well-known", "openid-configuration"]) => Ok(certs::openid_configuration()),
-            (&Method::GET, ["robot", "v1", "metadata", form, email])
-            | (&Method::GET, ["service_accounts", "v1", "metadata", form, email])
-            | (&Method::GET, ["service_accounts", "v1", form @ "jwk", email]) => {
-                certs::of_account(&self.mint, &self.control.read(), form, email, call.now)
-            }
-            _ => Err(error::unknown_method()),
-        }
-    }
+fn info(cloud: &Cloud, call: &Call) -> Result<TokenInfo, Fault> {
+    let form = form(call)?;
+    let token = form.get("access_token").or(call.query.get("access_token")).unwrap_or("");
+    credentials::token_info(&cloud.mint, &cloud.control.read(), token, call.now)
+        .ok_or_else(|| error::oauth("invalid_token", "Invalid Value"))
+}
 
-    fn grant(&self, form: &Query, call: &Call) -> Result<Granted, Fault> {
-        // A grant may give an ID token, and the key for it cannot be stored while the world is held.
-        self.mint.ring()?;
-        let world = self.control.read();
-        let need = |name: &str| {
-            let missing = || error::oauth("invalid_request", format!("Missing required parameter: {name}"));
-            form.get(name).filter(|v| !v.is_empty()).ok_or_else(missing)
-        };
-        match need("grant_type")? {
-            JWT_BEARER => credentials::jwt_bearer(&self.mint, &world, need("assertion")?, call.now),
-            "refresh_token" => {
-                let client = form.get("client_id").unwrap_or("");
-                let asked = form.get("scope").unwrap_or("");
-                credentials::refresh(&self.mint, &world, need("refresh_token")?, client, asked, call.now)
-            }
-            "authorization_code" => {
-                let ask = CodeExchange {
-                    code: need("code")?,
-                    client_id: need("client_id")?,
-                    redirect_uri: need("redirect_uri")?,
-                    verifier: need("code_verifier")?,
-                };
-                credentials::exchange(&self.mint, ask, call.now)
-            }
-            other => Err(error::oauth("unsupported_grant_type", format!("Invalid grant_type: {other}"))),
-        }
+fn user_info(cloud: &Cloud, call: &Call) -> Answer {
+    let refused = || Fault::new(Code::Unauthenticated, "invalid_request", "Invalid Credentials");
+    let token = call.bearer().ok_or_else(refused)?;
+    let info = credentials::token_info(&cloud.mint, &cloud.control.read(), token, call.now).ok_or_else(refused)?;
+    if !shows_email(&info) {
+        return Err(refused());
     }
-
-    fn info(&self, call: &Call) -> Result<TokenInfo, Fault> {
-        let form = form(call)?;
-        let token = form.get("access_token").or(call.query.get("access_token")).unwrap_or("");
-        credentials::token_info(&self.mint, &self.control.read(), token, call.now)
-            .ok_or_else(|| error::oauth("invalid_token", "Invalid Value"))
-    }
-
-    fn user_info(&self, call: &Call) -> Answer {
-        let refused = || Fault::new(Code::Unauthenticated, "invalid_request", "Invalid Credentials");
-        let token = call.bearer().ok_or_else(refused)?;
-        let info = credentials::token_info(&self.mint, &self.control.read(), token, call.now).ok_or_else(refused)?;
-        if !shows_email(&info) {
-            return Err(refused());
-        }
-        let email = info.principal.email();
-        let old = call.parts().contains(&"v2");
-        Ok(Reply::json(match old {
-            true => json!({"id": info.id, "email": email, "verified_email": true}),
-            false => json!({"sub": info.id, "email": email, "email_verified": true}),
-        }))
-    }
+    let email = info.principal.email();
+    let old = call.parts().contains(&"v2");
+    Ok(Reply::json(match old {
+        true => json!({"id": info.id, "email": email, "verified_email": true}),
+        false => json!({"sub": info.id, "email": email, "email_verified": true}),
+    }))
 }
 
 /// The body as form or JSON, whichever it is.

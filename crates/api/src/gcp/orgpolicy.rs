@@ -1,12 +1,9 @@
 //! Organization Policy v2: the policies of projects and of the organisation. What a policy forbids is decided in
 //! `control::org_policies`; constraints that nothing here would obey are refused there.
 
-use std::sync::Arc;
-
 use control::{
     ops::{Caller, Control},
     org_policies::{self, Named, Write},
-    tokens::Mint,
 };
 use http::Method;
 use model::{
@@ -16,25 +13,12 @@ use model::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::who;
+use super::Cloud;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, blocking},
+    call::{Answer, Call},
     error,
     reply::Reply,
 };
-
-#[derive(Clone)]
-pub struct OrgPolicy {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for OrgPolicy {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -144,73 +128,70 @@ fn places(values: Vec<String>) -> Result<Vec<Place>, Fault> {
     values.into_iter().map(place).collect()
 }
 
-impl OrgPolicy {
-    fn route(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, "google.cloud.orgpolicy.v2.OrgPolicy")?;
-        let parts = call.parts();
-        let ["v2", collection @ ("projects" | "organizations"), id, rest @ ..] = parts.as_slice() else {
-            return Err(error::unknown_method());
-        };
-        let (control, parent) = (&self.control, format!("{collection}/{id}"));
-        match (&call.method, rest, call.verb()) {
-            (&Method::GET, ["policies"], None) => {
-                let all = org_policies::list(control, &caller, &parent)?;
-                let shown: Vec<Value> = all.iter().map(show).collect();
-                Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"policies": shown}) }))
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = cloud.caller(call, "google.cloud.orgpolicy.v2.OrgPolicy")?;
+    let parts = call.parts();
+    let ["v2", collection @ ("projects" | "organizations"), id, rest @ ..] = parts.as_slice() else {
+        return Err(error::unknown_method());
+    };
+    let (control, parent) = (&cloud.control, format!("{collection}/{id}"));
+    match (&call.method, rest, call.verb()) {
+        (&Method::GET, ["policies"], None) => {
+            let all = org_policies::list(control, &caller, &parent)?;
+            let shown: Vec<Value> = all.iter().map(show).collect();
+            Ok(Reply::json(if shown.is_empty() { json!({}) } else { json!({"policies": shown}) }))
+        }
+        (&Method::POST, ["policies"], None) => create(control, call, &caller, &parent),
+        (&Method::GET, ["policies", constraint], None) => {
+            Ok(Reply::json(show(&org_policies::get(control, &caller, &parent, constraint)?)))
+        }
+        (&Method::GET, ["policies", constraint], Some("getEffectivePolicy")) => {
+            let (name, rules) = org_policies::effective(control, &caller, &parent, constraint)?;
+            Ok(Reply::json(json!({"name": name, "spec": {"rules": show_rules(&rules)}})))
+        }
+        (&Method::PATCH, ["policies", constraint], None) => update(control, call, &caller, &parent, constraint),
+        (&Method::DELETE, ["policies", constraint], None) => {
+            let etag = call.query.get("etag").unwrap_or_default();
+            org_policies::delete(control, &caller, &parent, constraint, etag)?;
+            Ok(Reply::json(json!({})))
+        }
+        (&Method::GET, ["constraints"], None) => {
+            org_policies::may_list_constraints(control, &caller, &parent)?;
+            Ok(Reply::json(json!({"constraints": [constraint(&parent)]})))
+        }
+        (_, ["customConstraints", ..], _) => Err(Fault::not_enforced("customConstraints")),
+        _ => Err(error::unknown_method()),
+    }
+}
+
+fn create(control: &Control, call: &Call, caller: &Caller, parent: &str) -> Answer {
+    let body = Body::read(call)?;
+    // The name in the body is by id or by number, whatever the path says.
+    let constraint = body.name.rsplit_once("/policies/").map(|(_, constraint)| constraint.to_owned());
+    let constraint = constraint.filter(|constraint| !constraint.is_empty() && !constraint.contains('/'));
+    let name = &body.name;
+    let constraint = constraint
+        .ok_or_else(|| Fault::invalid(format!("Invalid policy name '{name}': expected PARENT/policies/CONSTRAINT.")))?;
+    let (_, spec) = body.wanted()?;
+    let made = org_policies::set(control, caller, parent, &constraint, &spec, Write::Create)?;
+    Ok(Reply::json(show(&made)))
+}
+
+/// The mask can name the one part of a policy that is obeyed, or everything, which is the same.
+fn update(control: &Control, call: &Call, caller: &Caller, parent: &str, constraint: &str) -> Answer {
+    let body = Body::read(call)?;
+    for field in call.query.get("updateMask").unwrap_or("*").split(',') {
+        match field {
+            "*" | "policy" | "policy.spec" | "spec" => {}
+            "policy.dryRunSpec" | "policy.dry_run_spec" | "dryRunSpec" => {
+                return Err(Fault::not_enforced("policy.dryRunSpec"));
             }
-            (&Method::POST, ["policies"], None) => self.create(call, &caller, &parent),
-            (&Method::GET, ["policies", constraint], None) => {
-                Ok(Reply::json(show(&org_policies::get(control, &caller, &parent, constraint)?)))
-            }
-            (&Method::GET, ["policies", constraint], Some("getEffectivePolicy")) => {
-                let (name, rules) = org_policies::effective(control, &caller, &parent, constraint)?;
-                Ok(Reply::json(json!({"name": name, "spec": {"rules": show_rules(&rules)}})))
-            }
-            (&Method::PATCH, ["policies", constraint], None) => self.update(call, &caller, &parent, constraint),
-            (&Method::DELETE, ["policies", constraint], None) => {
-                let etag = call.query.get("etag").unwrap_or_default();
-                org_policies::delete(control, &caller, &parent, constraint, etag)?;
-                Ok(Reply::json(json!({})))
-            }
-            (&Method::GET, ["constraints"], None) => {
-                org_policies::may_list_constraints(control, &caller, &parent)?;
-                Ok(Reply::json(json!({"constraints": [constraint(&parent)]})))
-            }
-            (_, ["customConstraints", ..], _) => Err(Fault::not_enforced("customConstraints")),
-            _ => Err(error::unknown_method()),
+            _ => return Err(Fault::invalid(format!("Invalid field '{field}' in updateMask."))),
         }
     }
-
-    fn create(&self, call: &Call, caller: &Caller, parent: &str) -> Answer {
-        let body = Body::read(call)?;
-        // The name in the body is by id or by number, whatever the path says.
-        let constraint = body.name.rsplit_once("/policies/").map(|(_, constraint)| constraint.to_owned());
-        let constraint = constraint.filter(|constraint| !constraint.is_empty() && !constraint.contains('/'));
-        let name = &body.name;
-        let constraint = constraint.ok_or_else(|| {
-            Fault::invalid(format!("Invalid policy name '{name}': expected PARENT/policies/CONSTRAINT."))
-        })?;
-        let (_, spec) = body.wanted()?;
-        let made = org_policies::set(&self.control, caller, parent, &constraint, &spec, Write::Create)?;
-        Ok(Reply::json(show(&made)))
-    }
-
-    /// The mask can name the one part of a policy that is obeyed, or everything, which is the same.
-    fn update(&self, call: &Call, caller: &Caller, parent: &str, constraint: &str) -> Answer {
-        let body = Body::read(call)?;
-        for field in call.query.get("updateMask").unwrap_or("*").split(',') {
-            match field {
-                "*" | "policy" | "policy.spec" | "spec" => {}
-                "policy.dryRunSpec" | "policy.dry_run_spec" | "dryRunSpec" => {
-                    return Err(Fault::not_enforced("policy.dryRunSpec"));
-                }
-                _ => return Err(Fault::invalid(format!("Invalid field '{field}' in updateMask."))),
-            }
-        }
-        let (etag, spec) = body.wanted()?;
-        let write = Write::Update { etag: &etag };
-        Ok(Reply::json(show(&org_policies::set(&self.control, caller, parent, constraint, &spec, write)?)))
-    }
+    let (etag, spec) = body.wanted()?;
+    let write = Write::Update { etag: &etag };
+    Ok(Reply::json(show(&org_policies::set(control, caller, parent, constraint, &spec, write)?)))
 }
 
 fn show(named: &Named) -> Value {

@@ -1,12 +1,9 @@
 //! OS Login v1: a caller's own profile, with the keys that open VMs to them. Who may log in where is decided in
 //! `control::os_login`.
 
-use std::sync::Arc;
-
 use control::{
     ops::{Caller, Control},
     os_login,
-    tokens::Mint,
 };
 use http::Method;
 use model::{
@@ -17,25 +14,12 @@ use model::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::who;
+use super::Cloud;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, blocking},
+    call::{Answer, Call},
     error,
     reply::Reply,
 };
-
-#[derive(Clone)]
-pub struct OsLogin {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for OsLogin {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
 
 /// `SshPublicKey`. What the server says of a key is dropped when a client sends it back.
 #[derive(Deserialize)]
@@ -70,76 +54,73 @@ impl Body {
     }
 }
 
-impl OsLogin {
-    fn route(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, "google.cloud.oslogin.v1.OsLoginService")?;
-        let parts = call.parts();
-        let ["v1" | "v1beta" | "v1alpha", "users", user, rest @ ..] = parts.as_slice() else {
-            return Err(match parts.as_slice() {
-                [_, "projects", _, "locations", ..] => Fault::not_enforced("SSH certificates"),
-                _ => error::unknown_method(),
-            });
-        };
-        let (control, caller, project) = (&*self.control, &caller, call.query.get("projectId"));
-        match (&call.method, rest, call.verb()) {
-            (&Method::GET, ["loginProfile"], None) => {
-                Ok(Reply::json(show(&os_login::profile(control, caller, user, project)?)))
-            }
-            (&Method::POST, [], Some("importSshPublicKey")) => {
-                let key = Body::read(call)?.wanted()?;
-                // Without a key it makes an account and nothing else.
-                let key = Some(key).filter(|key| !key.key.is_empty());
-                let profile = os_login::import(control, caller, user, key, project)?;
-                Ok(Reply::json(json!({"loginProfile": show(&profile)})))
-            }
-            (&Method::POST, ["sshPublicKeys"], None) => {
-                let key = Body::read(call)?.wanted()?;
-                let print = os_login::fingerprint(&key.key)?;
-                os_login::import(control, caller, user, Some(key.clone()), None)?;
-                Ok(Reply::json(show_key(user, &print, &key)))
-            }
-            (method, ["sshPublicKeys", print], None) => self.key(call, caller, method, user, print),
-            (&Method::POST, ["projects", project], None) => {
-                let profile = os_login::import(control, caller, user, None, Some(project))?;
-                Ok(Reply::json(account(&profile, project)))
-            }
-            (&Method::DELETE, ["projects", project], None) => {
-                os_login::delete_account(control, caller, user, project)?;
-                Ok(Reply::json(json!({})))
-            }
-            (_, ["projects", ..], Some("signSshPublicKey")) => Err(Fault::not_enforced("SSH certificates")),
-            _ => Err(error::unknown_method()),
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = cloud.caller(call, "google.cloud.oslogin.v1.OsLoginService")?;
+    let parts = call.parts();
+    let ["v1" | "v1beta" | "v1alpha", "users", user, rest @ ..] = parts.as_slice() else {
+        return Err(match parts.as_slice() {
+            [_, "projects", _, "locations", ..] => Fault::not_enforced("SSH certificates"),
+            _ => error::unknown_method(),
+        });
+    };
+    let (control, caller, project) = (&*cloud.control, &caller, call.query.get("projectId"));
+    match (&call.method, rest, call.verb()) {
+        (&Method::GET, ["loginProfile"], None) => {
+            Ok(Reply::json(show(&os_login::profile(control, caller, user, project)?)))
         }
+        (&Method::POST, [], Some("importSshPublicKey")) => {
+            let key = Body::read(call)?.wanted()?;
+            // Without a key it makes an account and nothing else.
+            let key = Some(key).filter(|key| !key.key.is_empty());
+            let profile = os_login::import(control, caller, user, key, project)?;
+            Ok(Reply::json(json!({"loginProfile": show(&profile)})))
+        }
+        (&Method::POST, ["sshPublicKeys"], None) => {
+            let key = Body::read(call)?.wanted()?;
+            let print = os_login::fingerprint(&key.key)?;
+            os_login::import(control, caller, user, Some(key.clone()), None)?;
+            Ok(Reply::json(show_key(user, &print, &key)))
+        }
+        (_, ["sshPublicKeys", print], None) => key(control, call, caller, user, print),
+        (&Method::POST, ["projects", project], None) => {
+            let profile = os_login::import(control, caller, user, None, Some(project))?;
+            Ok(Reply::json(account(&profile, project)))
+        }
+        (&Method::DELETE, ["projects", project], None) => {
+            os_login::delete_account(control, caller, user, project)?;
+            Ok(Reply::json(json!({})))
+        }
+        (_, ["projects", ..], Some("signSshPublicKey")) => Err(Fault::not_enforced("SSH certificates")),
+        _ => Err(error::unknown_method()),
     }
+}
 
-    fn key(&self, call: &Call, caller: &Caller, method: &Method, user: &str, print: &str) -> Answer {
-        let control = &*self.control;
-        match *method {
-            Method::GET => {
-                let profile = os_login::profile(control, caller, user, None)?;
-                let key = profile.keys.get(print).ok_or_else(os_login::missing)?;
-                Ok(Reply::json(show_key(user, print, key)))
-            }
-            Method::PATCH => {
-                let body = Body::read(call)?;
-                let mask = call.query.get("updateMask").unwrap_or("key,expirationTimeUsec");
-                let (mut line, mut expires) = (None, None);
-                for field in mask.split(',') {
-                    match field {
-                        "key" => line = Some(body.key.as_str()).filter(|key| !key.is_empty()),
-                        "expirationTimeUsec" | "expiration_time_usec" => expires = Some(body.expires()?),
-                        _ => return Err(Fault::invalid(format!("Invalid field '{field}' in updateMask."))),
-                    }
-                }
-                let (print, key) = os_login::patch(control, caller, user, print, line, expires)?;
-                Ok(Reply::json(show_key(user, &print, &key)))
-            }
-            Method::DELETE => {
-                os_login::delete_key(control, caller, user, print)?;
-                Ok(Reply::json(json!({})))
-            }
-            _ => Err(error::unknown_method()),
+fn key(control: &Control, call: &Call, caller: &Caller, user: &str, print: &str) -> Answer {
+    match call.method {
+        Method::GET => {
+            let profile = os_login::profile(control, caller, user, None)?;
+            let key = profile.keys.get(print).ok_or_else(os_login::missing)?;
+            Ok(Reply::json(show_key(user, print, key)))
         }
+        Method::PATCH => {
+            let body = Body::read(call)?;
+            let mask = call.query.get("updateMask").unwrap_or("key,expirationTimeUsec");
+            let (mut line, mut expires) = (None, None);
+            for field in mask.split(',') {
+                match field {
+                    "key" => line = Some(body.key.as_str()).filter(|key| !key.is_empty()),
+                    "expirationTimeUsec" | "expiration_time_usec" => expires = Some(body.expires()?),
+                    _ => return Err(Fault::invalid(format!("Invalid field '{field}' in updateMask."))),
+                }
+            }
+            let (print, key) = os_login::patch(control, caller, user, print, line, expires)?;
+            Ok(Reply::json(show_key(user, &print, &key)))
+        }
+        Method::DELETE => {
+            os_login::delete_key(control, caller, user, print)?;
+            Ok(Reply::json(json!({})))
+        }
+        _ => Err(error::unknown_method()),
     }
 }
 

@@ -3,20 +3,19 @@
 //! v1 (Knative objects, what gcloud speaks) is in [`super::run_v1`], v2 in [`super::run_v2`]; they are two views of the
 //! services in [`control::run`].
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use control::{
     ops::{Caller, Control},
     policies,
     run::{Client, Outcome, RunOperation, View},
-    tokens::Mint,
     world::{ServiceRecord, World},
 };
 use http::Method;
 use model::{fault::Fault, name::Region, project::REGIONS, run::ServiceKey};
 use serde_json::{Value, json};
 
-use super::{policy, run_v1, run_v2, who};
+use super::{Cloud, policy, run_v1, run_v2};
 use crate::{
     call::{Answer, Api, BoxFuture, Call, blocking},
     error,
@@ -27,10 +26,7 @@ use crate::{
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
-pub struct Run {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
+pub struct Run(pub Cloud);
 
 /// One call, with everything its handlers need.
 pub(super) struct Asked<'a> {
@@ -58,12 +54,12 @@ impl Run {
             true => (View::V2, "google.cloud.run.v2.Services"),
             false => (View::V1, "google.cloud.run.v1.Services"),
         };
-        Ok((view, who::caller(&self.control, &self.mint, call, method)?))
+        Ok((view, self.0.caller(call, method)?))
     }
 
     fn answer(&self, call: &Call) -> Answer {
         let (view, caller) = self.caller(call)?;
-        let asked = Asked { call, caller: &caller, control: &self.control, view };
+        let asked = Asked { call, caller: &caller, control: &self.0.control, view };
         match (&call.method, call.parts().as_slice(), call.verb()) {
             (_, ["v1" | "v2", "projects", project, "locations", region, "operations", rest @ ..], None) => {
                 asked.operations(project, region, rest)
@@ -85,12 +81,12 @@ impl Run {
             return Err(error::unknown_method());
         };
         let (view, caller) = self.caller(call)?;
-        let asked = Asked { call, caller: &caller, control: &self.control, view };
+        let asked = Asked { call, caller: &caller, control: &self.0.control, view };
         let client = asked.client();
         let operation = client.operation(project, &asked.region(region)?, id)?;
         let timeout = timeout(asked.body()?["timeout"].as_str())?;
         let outcome = client.wait(&operation, timeout).await;
-        Ok(Reply::json(asked.operation(&self.control.read(), &operation, outcome)))
+        Ok(Reply::json(asked.operation(&asked.control.read(), &operation, outcome)))
     }
 }
 

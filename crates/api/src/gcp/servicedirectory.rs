@@ -1,12 +1,11 @@
 //! Service Directory v1. Who may register what is decided in `control::directory`; what a private zone shows of it, DNS
 //! answers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use control::{
     directory::{Asked, EndpointDraft, Location},
     ops::{Caller, Control},
-    tokens::Mint,
     world::World,
 };
 use http::Method;
@@ -19,28 +18,15 @@ use model::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::who;
+use super::Cloud;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, Query, blocking},
+    call::{Answer, Call, Query},
     error,
     reply::Reply,
 };
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1_000;
-
-#[derive(Clone)]
-pub struct ServiceDirectory {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for ServiceDirectory {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
 
 /// Any resource: each has some of these. What is the server's own is dropped.
 #[derive(Default, Deserialize)]
@@ -94,117 +80,115 @@ impl Body {
     }
 }
 
-impl ServiceDirectory {
-    fn route(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, "google.cloud.servicedirectory.v1")?;
-        let parts = call.parts();
-        let ["v1", "projects", project, "locations", rest @ ..] = parts.as_slice() else {
-            return Err(error::unknown_method());
-        };
-        if matches!(call.verb(), Some("getIamPolicy" | "setIamPolicy" | "testIamPermissions")) {
-            return Err(Fault::not_enforced("policies of namespaces and services"));
-        }
-        let asked = |region| Asked { control: &self.control, caller: &caller, at: Location { project, region } };
-        match (rest, call.verb()) {
-            ([], None) if call.method == Method::GET => self.locations(&caller, project),
-            ([region], None) if call.method == Method::GET => {
-                let project = asked(region).may("servicedirectory.locations.get")?;
-                Ok(Reply::json(location(project.as_str(), region)))
-            }
-            ([region, "namespaces", rest @ ..], None) => self.namespaces(call, &asked(region), rest),
-            ([region, "namespaces", namespace, "services", name], Some("resolve")) if call.method == Method::POST => {
-                self.resolve(call, &asked(region), (namespace, name))
-            }
-            _ => Err(error::unknown_method()),
-        }
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = cloud.caller(call, "google.cloud.servicedirectory.v1")?;
+    let parts = call.parts();
+    let ["v1", "projects", project, "locations", rest @ ..] = parts.as_slice() else {
+        return Err(error::unknown_method());
+    };
+    if matches!(call.verb(), Some("getIamPolicy" | "setIamPolicy" | "testIamPermissions")) {
+        return Err(Fault::not_enforced("policies of namespaces and services"));
     }
+    let asked = |region| Asked { control: &cloud.control, caller: &caller, at: Location { project, region } };
+    match (rest, call.verb()) {
+        ([], None) if call.method == Method::GET => locations(&cloud.control, &caller, project),
+        ([region], None) if call.method == Method::GET => {
+            let project = asked(region).may("servicedirectory.locations.get")?;
+            Ok(Reply::json(location(project.as_str(), region)))
+        }
+        ([region, "namespaces", rest @ ..], None) => namespaces(call, &asked(region), rest),
+        ([region, "namespaces", namespace, "services", name], Some("resolve")) if call.method == Method::POST => {
+            resolve(call, &asked(region), (namespace, name))
+        }
+        _ => Err(error::unknown_method()),
+    }
+}
 
-    fn locations(&self, caller: &Caller, project: &str) -> Answer {
-        let at = Location { project, region: REGIONS[0].0 };
-        let project = Asked { control: &self.control, caller, at }.may("servicedirectory.locations.list")?;
-        let all: Vec<Value> = REGIONS.iter().map(|(name, ..)| location(project.as_str(), name)).collect();
-        Ok(Reply::json(json!({"locations": all})))
-    }
+fn locations(control: &Control, caller: &Caller, project: &str) -> Answer {
+    let at = Location { project, region: REGIONS[0].0 };
+    let project = Asked { control, caller, at }.may("servicedirectory.locations.list")?;
+    let all: Vec<Value> = REGIONS.iter().map(|(name, ..)| location(project.as_str(), name)).collect();
+    Ok(Reply::json(json!({"locations": all})))
+}
 
-    fn namespaces(&self, call: &Call, asked: &Asked<'_>, rest: &[&str]) -> Answer {
-        match (&call.method, rest) {
-            (&Method::GET, []) => list(call, "namespaces", asked.namespaces()?.iter().map(namespace).collect()),
-            (&Method::POST, []) => {
-                let body: Body = read(call)?;
-                Ok(Reply::json(namespace(&asked.create_namespace(id(&call.query, "namespaceId"), &body.labels)?)))
-            }
-            (&Method::GET, [name]) => Ok(Reply::json(namespace(&asked.namespace(name)?))),
-            (&Method::PATCH, [_]) => Err(Fault::not_enforced("namespace.labels")),
-            (&Method::DELETE, [name]) => nothing(asked.delete_namespace(name)),
-            (_, [namespace, "services", rest @ ..]) => self.services(call, asked, namespace, rest),
-            _ => Err(error::unknown_method()),
+fn namespaces(call: &Call, asked: &Asked<'_>, rest: &[&str]) -> Answer {
+    match (&call.method, rest) {
+        (&Method::GET, []) => list(call, "namespaces", asked.namespaces()?.iter().map(namespace).collect()),
+        (&Method::POST, []) => {
+            let body: Body = read(call)?;
+            Ok(Reply::json(namespace(&asked.create_namespace(id(&call.query, "namespaceId"), &body.labels)?)))
         }
+        (&Method::GET, [name]) => Ok(Reply::json(namespace(&asked.namespace(name)?))),
+        (&Method::PATCH, [_]) => Err(Fault::not_enforced("namespace.labels")),
+        (&Method::DELETE, [name]) => nothing(asked.delete_namespace(name)),
+        (_, [namespace, "services", rest @ ..]) => services(call, asked, namespace, rest),
+        _ => Err(error::unknown_method()),
     }
+}
 
-    fn services(&self, call: &Call, asked: &Asked<'_>, within: &str, rest: &[&str]) -> Answer {
-        match (&call.method, rest) {
-            (&Method::GET, []) => list(call, "services", asked.services(within)?.iter().map(service).collect()),
-            (&Method::POST, []) => {
-                let annotations = read::<Body>(call)?.annotations.unwrap_or_default();
-                let name = (within, id(&call.query, "serviceId"));
-                Ok(Reply::json(service(&asked.create_service(name, &annotations)?)))
-            }
-            (&Method::GET, [name]) => {
-                Ok(Reply::json(service(&asked.service((within, name), "servicedirectory.services.get")?)))
-            }
-            (&Method::PATCH, [name]) => {
-                let annotations = read::<Body>(call)?.annotations.unwrap_or_default();
-                let mask = mask(&call.query, &["annotations"])?;
-                let annotations = (!mask.is_empty()).then_some(&annotations);
-                Ok(Reply::json(service(&asked.update_service((within, name), annotations)?)))
-            }
-            (&Method::DELETE, [name]) => nothing(asked.delete_service((within, name))),
-            (_, [name, "endpoints", rest @ ..]) => self.endpoints(call, asked, (within, name), rest),
-            _ => Err(error::unknown_method()),
+fn services(call: &Call, asked: &Asked<'_>, within: &str, rest: &[&str]) -> Answer {
+    match (&call.method, rest) {
+        (&Method::GET, []) => list(call, "services", asked.services(within)?.iter().map(service).collect()),
+        (&Method::POST, []) => {
+            let annotations = read::<Body>(call)?.annotations.unwrap_or_default();
+            let name = (within, id(&call.query, "serviceId"));
+            Ok(Reply::json(service(&asked.create_service(name, &annotations)?)))
         }
+        (&Method::GET, [name]) => {
+            Ok(Reply::json(service(&asked.service((within, name), "servicedirectory.services.get")?)))
+        }
+        (&Method::PATCH, [name]) => {
+            let annotations = read::<Body>(call)?.annotations.unwrap_or_default();
+            let mask = mask(&call.query, &["annotations"])?;
+            let annotations = (!mask.is_empty()).then_some(&annotations);
+            Ok(Reply::json(service(&asked.update_service((within, name), annotations)?)))
+        }
+        (&Method::DELETE, [name]) => nothing(asked.delete_service((within, name))),
+        (_, [name, "endpoints", rest @ ..]) => endpoints(call, asked, (within, name), rest),
+        _ => Err(error::unknown_method()),
     }
+}
 
-    fn endpoints(&self, call: &Call, asked: &Asked<'_>, of: (&str, &str), rest: &[&str]) -> Answer {
-        let show = |service: &Service, name: &str| {
-            let world = self.control.read();
-            let found = service.endpoints.get(name).map(|e| endpoint(&world, service, name, e));
-            let text = || format!("Resource '{}/endpoints/{name}' was not found", service.name);
-            found.map(Reply::json).ok_or_else(|| Fault::new(Code::NotFound, "notFound", text()))
-        };
-        match (&call.method, rest) {
-            (&Method::GET, []) => {
-                let found = asked.service(of, "servicedirectory.endpoints.list")?;
-                list(call, "endpoints", all_endpoints(&self.control.read(), &found).collect())
-            }
-            (&Method::POST, []) => {
-                let (name, draft) = (id(&call.query, "endpointId"), read::<Body>(call)?.draft(None)?);
-                show(&asked.create_endpoint(of, name, &draft)?, name)
-            }
-            (&Method::GET, [name]) => show(&asked.service(of, "servicedirectory.endpoints.get")?, name),
-            (&Method::PATCH, [name]) => {
-                let mask = mask(&call.query, &["annotations", "address", "port"])?;
-                show(&asked.update_endpoint(of, name, &read::<Body>(call)?.draft(Some(&mask))?)?, name)
-            }
-            (&Method::DELETE, [name]) => nothing(asked.delete_endpoint(of, name)),
-            _ => Err(error::unknown_method()),
+fn endpoints(call: &Call, asked: &Asked<'_>, of: (&str, &str), rest: &[&str]) -> Answer {
+    let show = |service: &Service, name: &str| {
+        let world = asked.control.read();
+        let found = service.endpoints.get(name).map(|e| endpoint(&world, service, name, e));
+        let text = || format!("Resource '{}/endpoints/{name}' was not found", service.name);
+        found.map(Reply::json).ok_or_else(|| Fault::new(Code::NotFound, "notFound", text()))
+    };
+    match (&call.method, rest) {
+        (&Method::GET, []) => {
+            let found = asked.service(of, "servicedirectory.endpoints.list")?;
+            list(call, "endpoints", all_endpoints(&asked.control.read(), &found).collect())
         }
+        (&Method::POST, []) => {
+            let (name, draft) = (id(&call.query, "endpointId"), read::<Body>(call)?.draft(None)?);
+            show(&asked.create_endpoint(of, name, &draft)?, name)
+        }
+        (&Method::GET, [name]) => show(&asked.service(of, "servicedirectory.endpoints.get")?, name),
+        (&Method::PATCH, [name]) => {
+            let mask = mask(&call.query, &["annotations", "address", "port"])?;
+            show(&asked.update_endpoint(of, name, &read::<Body>(call)?.draft(Some(&mask))?)?, name)
+        }
+        (&Method::DELETE, [name]) => nothing(asked.delete_endpoint(of, name)),
+        _ => Err(error::unknown_method()),
     }
+}
 
-    /// Source: `services.resolve`, with its bounds for the number of endpoints.
-    fn resolve(&self, call: &Call, asked: &Asked<'_>, name: (&str, &str)) -> Answer {
-        let body: ResolveBody = read(call)?;
-        if !body.endpoint_filter.is_empty() {
-            return Err(Fault::not_enforced("endpointFilter"));
-        }
-        let asked_for = body.max_endpoints.and_then(|max| usize::try_from(max).ok()).filter(|max| *max > 0);
-        let max = asked_for.unwrap_or(DIRECTORY_RESOLVED_DEFAULT).min(DIRECTORY_RESOLVED_MAX);
-        let found = asked.service(name, "servicedirectory.services.resolve")?;
-        let mut shown = service(&found);
-        if !found.endpoints.is_empty() {
-            shown["endpoints"] = all_endpoints(&self.control.read(), &found).take(max).collect();
-        }
-        Ok(Reply::json(json!({"service": shown})))
+/// Source: `services.resolve`, with its bounds for the number of endpoints.
+fn resolve(call: &Call, asked: &Asked<'_>, name: (&str, &str)) -> Answer {
+    let body: ResolveBody = read(call)?;
+    if !body.endpoint_filter.is_empty() {
+        return Err(Fault::not_enforced("endpointFilter"));
     }
+    let asked_for = body.max_endpoints.and_then(|max| usize::try_from(max).ok()).filter(|max| *max > 0);
+    let max = asked_for.unwrap_or(DIRECTORY_RESOLVED_DEFAULT).min(DIRECTORY_RESOLVED_MAX);
+    let found = asked.service(name, "servicedirectory.services.resolve")?;
+    let mut shown = service(&found);
+    if !found.endpoints.is_empty() {
+        shown["endpoints"] = all_endpoints(&asked.control.read(), &found).take(max).collect();
+    }
+    Ok(Reply::json(json!({"service": shown})))
 }
 
 fn id<'a>(query: &'a Query, name: &str) -> &'a str {

@@ -1,19 +1,13 @@
 //! Service Usage: which APIs are enabled on a project. Everything it starts is done when it answers.
 
-use std::sync::Arc;
-
-use control::{
-    ops::Control,
-    projects::{self, APIS, Api as Known},
-    tokens::Mint,
-};
+use control::projects::{self, APIS, Api};
 use http::Method;
 use model::{fault::Fault, project::Project};
 use serde_json::{Value, json};
 
-use super::who;
+use super::Cloud;
 use crate::{
-    call::{Answer, Api, BoxFuture, Call, blocking},
+    call::{Answer, Call},
     error,
     reply::Reply,
 };
@@ -23,68 +17,51 @@ const BATCH_MAX: usize = 20;
 const PAGE_DEFAULT: usize = 50;
 const PAGE_MAX: usize = 200;
 
-#[derive(Clone)]
-pub struct ServiceUsage {
-    pub control: Arc<Control>,
-    pub mint: Arc<Mint>,
-}
-
-impl Api for ServiceUsage {
-    fn serve(&self, call: Call) -> BoxFuture<'_, Answer> {
-        let me = self.clone();
-        Box::pin(blocking(move || me.route(&call)))
-    }
-}
-
-impl ServiceUsage {
-    fn route(&self, call: &Call) -> Answer {
-        let caller = who::caller(&self.control, &self.mint, call, "google.api.serviceusage.v1.ServiceUsage")?;
-        let control = &self.control;
-        match (&call.method, call.parts().as_slice(), call.verb()) {
-            (&Method::POST, ["v1", "projects", project, "services", api], Some("enable")) => {
-                let (project, changed) = projects::enable(control, &caller, project, &[(*api).to_owned()])?;
-                let shown = projects::find_api(api).map(|api| service(&project, api));
-                let response = json!({"@type": response_type("EnableServiceResponse"), "service": shown});
-                Ok(Reply::json(operation(&project, changed, response)))
-            }
-            (&Method::POST, ["v1", "projects", project, "services"], Some("batchEnable")) => {
-                let apis = service_ids(&call.json()?)?;
-                let (project, changed) = projects::enable(control, &caller, project, &apis)?;
-                let shown: Vec<Value> =
-                    apis.iter().filter_map(|a| projects::find_api(a)).map(|api| service(&project, api)).collect();
-                let response = json!({"@type": response_type("BatchEnableServicesResponse"), "services": shown});
-                Ok(Reply::json(operation(&project, changed, response)))
-            }
-            (&Method::POST, ["v1", "projects", project, "services", api], Some("disable")) => {
-                let project = projects::disable(control, &caller, project, api)?;
-                let shown = projects::find_api(api).map(|api| service(&project, api));
-                let response = json!({"@type": response_type("DisableServiceResponse"), "service": shown});
-                Ok(Reply::json(operation(&project, true, response)))
-            }
-            (&Method::GET, ["v1", "projects", project, "services", api], None) => {
-                let (project, api) = projects::usage(control, &caller, project, api)?;
-                Ok(Reply::json(service(&project, api)))
-            }
-            (&Method::GET, ["v1", "projects", project, "services"], Some("batchGet")) => {
-                let project = projects::usage_list(control, &caller, project)?;
-                let names = call.query.all("names").filter_map(|n| projects::find_api(n.rsplit('/').next()?));
-                Ok(Reply::json(json!({"services": names.map(|api| service(&project, api)).collect::<Vec<_>>()})))
-            }
-            (&Method::GET, ["v1", "projects", project, "services"], None) => {
-                let project = projects::usage_list(control, &caller, project)?;
-                list(call, &project)
-            }
-            (&Method::GET, ["v1", "operations", name], None) => {
-                // Operations are done before anyone can ask; what they did is what the project shows.
-                if name.starts_with("noop.") || name.starts_with("acat.p2-") {
-                    return Ok(Reply::json(
-                        json!({"name": format!("operations/{name}"), "done": true, "response": {}}),
-                    ));
-                }
-                Err(Fault::new(model::fault::Code::NotFound, "notFound", format!("Operation {name} not found.")))
-            }
-            _ => Err(error::unknown_method()),
+pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
+    let caller = cloud.caller(call, "google.api.serviceusage.v1.ServiceUsage")?;
+    let control = &cloud.control;
+    match (&call.method, call.parts().as_slice(), call.verb()) {
+        (&Method::POST, ["v1", "projects", project, "services", api], Some("enable")) => {
+            let (project, changed) = projects::enable(control, &caller, project, &[(*api).to_owned()])?;
+            let shown = projects::find_api(api).map(|api| service(&project, api));
+            let response = json!({"@type": response_type("EnableServiceResponse"), "service": shown});
+            Ok(Reply::json(operation(&project, changed, response)))
         }
+        (&Method::POST, ["v1", "projects", project, "services"], Some("batchEnable")) => {
+            let apis = service_ids(&call.json()?)?;
+            let (project, changed) = projects::enable(control, &caller, project, &apis)?;
+            let shown: Vec<Value> =
+                apis.iter().filter_map(|a| projects::find_api(a)).map(|api| service(&project, api)).collect();
+            let response = json!({"@type": response_type("BatchEnableServicesResponse"), "services": shown});
+            Ok(Reply::json(operation(&project, changed, response)))
+        }
+        (&Method::POST, ["v1", "projects", project, "services", api], Some("disable")) => {
+            let project = projects::disable(control, &caller, project, api)?;
+            let shown = projects::find_api(api).map(|api| service(&project, api));
+            let response = json!({"@type": response_type("DisableServiceResponse"), "service": shown});
+            Ok(Reply::json(operation(&project, true, response)))
+        }
+        (&Method::GET, ["v1", "projects", project, "services", api], None) => {
+            let (project, api) = projects::usage(control, &caller, project, api)?;
+            Ok(Reply::json(service(&project, api)))
+        }
+        (&Method::GET, ["v1", "projects", project, "services"], Some("batchGet")) => {
+            let project = projects::usage_list(control, &caller, project)?;
+            let names = call.query.all("names").filter_map(|n| projects::find_api(n.rsplit('/').next()?));
+            Ok(Reply::json(json!({"services": names.map(|api| service(&project, api)).collect::<Vec<_>>()})))
+        }
+        (&Method::GET, ["v1", "projects", project, "services"], None) => {
+            let project = projects::usage_list(control, &caller, project)?;
+            list(call, &project)
+        }
+        (&Method::GET, ["v1", "operations", name], None) => {
+            // Operations are done before anyone can ask; what they did is what the project shows.
+            if name.starts_with("noop.") || name.starts_with("acat.p2-") {
+                return Ok(Reply::json(json!({"name": format!("operations/{name}"), "done": true, "response": {}})));
+            }
+            Err(Fault::new(model::fault::Code::NotFound, "notFound", format!("Operation {name} not found.")))
+        }
+        _ => Err(error::unknown_method()),
     }
 }
 
@@ -102,11 +79,11 @@ fn response_type(name: &str) -> String {
     format!("type.googleapis.com/google.api.serviceusage.v1.{name}")
 }
 
-fn state(project: &Project, api: &Known) -> &'static str {
+fn state(project: &Project, api: &Api) -> &'static str {
     if project.enabled.contains(api.name) { "ENABLED" } else { "DISABLED" }
 }
 
-fn service(project: &Project, api: &Known) -> Value {
+fn service(project: &Project, api: &Api) -> Value {
     json!({
         "name": format!("projects/{}/services/{}", project.number, api.name),
         "config": {"name": api.name, "title": api.title},
@@ -140,7 +117,7 @@ fn list(call: &Call, project: &Project) -> Answer {
     };
     // A page begins after the service that its token names.
     let after = call.query.get("pageToken").unwrap_or("");
-    let mut apis: Vec<&Known> =
+    let mut apis: Vec<&Api> =
         APIS.iter().filter(|api| api.name > after && wanted.is_none_or(|w| state(project, api) == w)).collect();
     apis.sort_by_key(|api| api.name);
     let more = apis.len() > size;

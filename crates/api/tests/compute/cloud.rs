@@ -10,9 +10,9 @@ use std::{
 };
 
 use api::{
-    call::{Api, Call, CallHeaders, Parts},
+    call::{Call, CallHeaders, Parts, Router},
     error::{self, Dialect},
-    gcp::compute::Compute,
+    gcp,
     host::{ApiHost, Service},
     reply::Content,
 };
@@ -23,6 +23,7 @@ use control::{
     tokens::Mint,
 };
 use http::Method;
+use logs::{Journal, journal::Bounds};
 use model::{iam::Principal, time::Timestamp};
 use serde_json::{Value, json};
 
@@ -33,7 +34,8 @@ const START: i64 = 1_778_116_811_000_000;
 
 pub struct Cloud {
     pub control: Arc<Control>,
-    pub api: Compute,
+    pub mint: Arc<Mint>,
+    pub router: Router,
     clock: Arc<AtomicI64>,
     passed: Arc<AtomicI64>,
     token: String,
@@ -60,7 +62,9 @@ impl Cloud {
         let mint = Arc::new(Mint::open(&control).unwrap());
         mint.tend(&control).unwrap();
         let token = mint.operator_token(ADMIN_DEFAULT, Timestamp(START)).unwrap();
-        Cloud { api: Compute { control: control.clone(), mint }, control, clock, passed, token }
+        let journal = Arc::new(Journal::in_memory(Bounds::default()));
+        let router = gcp::router(&gcp::Cloud { control: control.clone(), mint: mint.clone(), journal });
+        Cloud { router, mint, control, clock, passed, token }
     }
 
     pub fn pass(&self, time: Duration) {
@@ -94,7 +98,7 @@ impl Cloud {
     pub fn call_as(&self, token: Option<&str>, method: Method, path: &str, body: &Value) -> (u16, Value) {
         let call = self.request(method, path, body, token);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let reply = match runtime.block_on(self.api.serve(call)) {
+        let reply = match runtime.block_on(self.router.serve(call)) {
             Ok(reply) => reply,
             Err(fault) => error::render(Dialect::Compute, &fault),
         };
@@ -111,7 +115,7 @@ impl Cloud {
     }
 
     pub fn token_of(&self, email: &str) -> String {
-        self.api.mint.operator_token(email, self.now()).unwrap()
+        self.mint.operator_token(email, self.now()).unwrap()
     }
 
     pub fn get(&self, path: &str) -> Value {

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::call::Api;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -51,7 +50,7 @@ fn wait_answers_when_the_operation_is_done_and_not_before() {
         let call = cloud.request(Method::POST, &path, &Value::Null, Some(&token));
         let waiting = tokio::spawn({
             let (cloud, call) = (cloud.clone(), call.clone());
-            async move { cloud.api.serve(call).await }
+            async move { cloud.router.serve(call).await }
         });
         // The clock is ours: a minute passes without an answer.
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -60,7 +59,7 @@ fn wait_answers_when_the_operation_is_done_and_not_before() {
         let reply = waiting.await.unwrap().unwrap();
         assert_eq!(json_of(reply)["status"], "DONE");
         // What is done is answered at once.
-        assert_eq!(json_of(cloud.api.serve(call).await.unwrap())["status"], "DONE");
+        assert_eq!(json_of(cloud.router.serve(call).await.unwrap())["status"], "DONE");
     });
 }
 
@@ -73,7 +72,7 @@ fn wait_gives_up_after_two_minutes_without_an_error() {
     runtime.block_on(async {
         let token = cloud.token_of("admin@tombolo.local");
         let began = tokio::time::Instant::now();
-        let reply = cloud.api.serve(cloud.request(Method::POST, &path, &Value::Null, Some(&token))).await.unwrap();
+        let reply = cloud.router.serve(cloud.request(Method::POST, &path, &Value::Null, Some(&token))).await.unwrap();
         assert_eq!(json_of(reply)["status"], "RUNNING");
         assert!(began.elapsed() >= Duration::from_secs(120));
     });

@@ -179,7 +179,7 @@ fn a_vm_without_scopes_gets_no_token_rather_than_one_for_everything() {
         let vm = world.all::<vm::Instance>().find(|vm| vm.link.name == name).unwrap();
         let realm = Realm::Vpc(world.network_id(&vm.spec.network).unwrap());
         let seat = Seat { realm, address: vm.spec.address };
-        cloud.api.mint.for_seat(&world, seat, &Want::AccessToken { scopes: vec![] }, cloud.now())
+        cloud.mint.for_seat(&world, seat, &Want::AccessToken { scopes: vec![] }, cloud.now())
     };
     assert_eq!(token("none", json!([])), Err(MintRefusal::NoAccount));
     let minted = token("some", json!(["https://www.googleapis.com/auth/compute.readonly"])).unwrap();

@@ -6,14 +6,9 @@ use std::sync::{
 };
 
 use api::{
-    audit::Audit,
     call::{Call, CallHeaders, Parts, Router},
     error::{self, Dialect},
-    gcp::{
-        compute::Compute, crm::ResourceManager, dns::Dns, iam::Iam, iam::IamCredentials, logging::Logging,
-        oauth::OAuth, orgpolicy::OrgPolicy, oslogin::OsLogin, run::Run, servicedirectory::ServiceDirectory,
-        serviceusage::ServiceUsage,
-    },
+    gcp::{self, Cloud},
     host::{self, ApiHost, Place, Service},
     reply::Content,
 };
@@ -76,22 +71,8 @@ impl Scene {
         projects::bootstrap(&control, None).unwrap();
         let admin = mint.operator_token(projects::ADMIN_DEFAULT, control.now()).unwrap();
         let journal = Arc::new(Journal::in_memory(Bounds::default()));
-        let (c, m) = (|| control.clone(), || mint.clone());
-        let router = Router::new()
-            .with(Service::Run, Arc::new(Run { control: c(), mint: m() }))
-            .with(Service::Iam, Arc::new(Iam { control: c(), mint: m() }))
-            .with(Service::IamCredentials, Arc::new(IamCredentials { control: c(), mint: m() }))
-            .with(Service::ResourceManager, Arc::new(ResourceManager { control: c(), mint: m() }))
-            .with(Service::ServiceUsage, Arc::new(ServiceUsage { control: c(), mint: m() }))
-            .with(Service::OAuth, Arc::new(OAuth { control: c(), mint: m() }))
-            .with(Service::OrgPolicy, Arc::new(OrgPolicy { control: c(), mint: m() }))
-            .with(Service::OsLogin, Arc::new(OsLogin { control: c(), mint: m() }))
-            .with(Service::Dns, Arc::new(Dns { control: c(), mint: m() }))
-            .with(Service::ServiceDirectory, Arc::new(ServiceDirectory { control: c(), mint: m() }))
-            .with(Service::Logging, Arc::new(Logging { control: c(), mint: m(), journal: journal.clone() }))
-            .with(Service::Compute, Arc::new(Compute { control: c(), mint: m() }))
-            .audited(Audit { control: c(), journal: journal.clone() });
-        Scene { router, clock, admin, journal, control, mint }
+        let cloud = Cloud { control: control.clone(), mint: mint.clone(), journal: journal.clone() };
+        Scene { router: gcp::router(&cloud), clock, admin, journal, control, mint }
     }
 
     /// A scene with project `producer-1` in which Run and Compute are enabled and the hello image is there.

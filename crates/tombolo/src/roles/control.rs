@@ -13,7 +13,10 @@ use std::{
 use api::{
     call::{BoxFuture, Query},
     door::{Beyond, Door, Rooms, Stream},
-    gcp::iap::{Dial, Iap},
+    gcp::{
+        self, Cloud,
+        iap::{Dial, Iap},
+    },
     tls::Authority,
 };
 use control::{
@@ -108,15 +111,15 @@ async fn serve(args: &Args, dirs: &Dirs, stage: &OnceLock<Stage>) -> Outcome {
     let serving = Serving::new(tuning, mint.clone(), journal.clone());
     tokio::spawn(Driver::new(control.clone(), &dirs.run, settings, serving).run());
 
+    let cloud = Cloud { control: control.clone(), mint: mint.clone(), journal };
     let tunnels = Iap {
-        control: control.clone(),
-        mint: mint.clone(),
+        cloud: cloud.clone(),
         dial: Arc::new(ToVms(dirs.socket(host::agent::DIAL_SOCKET))),
         relay: Arc::default(),
     };
     tokio::spawn(tunnels.tend());
     let rooms = Rooms {
-        router: api::gcp::router(control.clone(), mint.clone(), journal),
+        router: gcp::router(&cloud),
         tunnels: Arc::new(tunnels),
         beyond: Arc::new(ToProxy(dirs.socket("proxy-outside.sock"))),
         authority: authority.join().map_err(|_| "the thread of the authority panicked")??,

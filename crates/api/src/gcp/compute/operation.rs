@@ -22,7 +22,6 @@ use super::{
 use crate::{
     call::{Answer, Call},
     error,
-    gcp::who,
     list::{self, ListQuery, Listed},
     reply::Reply,
     schema::Body,
@@ -208,8 +207,8 @@ impl Wait {
             ["zones", zone] => catalogue::zone(zone)?,
             _ => return Err(error::unknown_method()),
         };
-        let control = &compute.control;
-        let caller = who::caller(control, &compute.mint, call, "compute.v1.operations.Wait")?;
+        let control = &compute.0.control;
+        let caller = compute.0.caller(call, "compute.v1.operations.Wait")?;
         let project = compute.project(&self.project)?;
         let end = tokio::time::Instant::now() + most;
         let (get, ..) = permissions(&scope);
