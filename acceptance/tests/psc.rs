@@ -292,6 +292,35 @@ fn a_nat_subnet_of_eight_addresses_serves_four_endpoints_and_the_fifth_needs_att
     assert!(asked.parse::<u32>().is_ok_and(|asked| asked >= 2), "{asked} requests were made meanwhile");
 }
 
+#[test]
+fn an_endpoint_with_two_nat_addresses_calls_from_both_and_its_open_connection_keeps_the_first() {
+    let journey = JOURNEY.get(|| Journey::up(&[]));
+    let scene = Scene::new(&journey, "twofold", "10.0.41.0/29");
+    scene.attach("att-twofold", &json!({"consumerAcceptLists": scene.on_list(10)}));
+    let address = scene.consumer.endpoint("e", "att-twofold", None);
+    let mut open = scene.vm.connect(&address, &scene.token);
+    assert_eq!(open.hear(), "open");
+    journey.change("att-twofold", &json!({"natIpsPerEndpoint": 2}));
+    let path = format!("{}?showNatIps=true", regional(PRODUCER, "serviceAttachments/att-twofold"));
+    assert_eq!(journey.cloud.get(&path)["connectedEndpoints"][0]["natIps"], json!(["10.0.41.2", "10.0.41.3"]));
+    assert!(open.ask("/headers").starts_with("HTTP/1.1 200"), "the open connection lives on");
+
+    let balancer = journey.cloud.watch_balancer(journey.producer);
+    for port in 40_000..40_004 {
+        let call = format!(
+            "curl -s -o /dev/null -w '%{{http_code}}' --local-port {port} -H 'Authorization: Bearer {}' http://{address}/",
+            scene.token
+        );
+        assert_eq!(scene.vm.sh(&call).out, "200");
+    }
+    let mut sources: Vec<String> =
+        balancer.opened().iter().filter(|h| in_range(h.src, [10, 0, 41])).map(|h| h.src.to_string()).collect();
+    sources.sort();
+    assert_eq!(sources, ["10.0.41.2", "10.0.41.2", "10.0.41.3", "10.0.41.3"], "as the producer's balancer sees them");
+    scene.consumer.delete_endpoint("e");
+    scene.prove(&address, "deleted", "both are gone");
+}
+
 /// Asks again and again until it is told that it is enough; then says how often it asked and how often in vain.
 const LOAD: &str = r#"
 asked=0 failed=0

@@ -198,7 +198,7 @@ fn endpoint(world: &World, network: &Record<vpc::Network>, id: EndpointId) -> Op
     let endpoint = Endpoint::by_id(world, id).filter(|e| *e.network == network.link && is_active)?;
     let connection = world.connections.get(&id);
     let target = connection.and_then(|c| Some((c, target_of(world, c)?.1)));
-    let live = target.filter(|(c, _)| c.connection.status.forwards(c.connection.nat));
+    let live = target.filter(|(c, _)| c.connection.status.forwards(&c.connection.nats));
     Some(ConsumerEndpoint {
         address: endpoint.address,
         producer: live.map(|(c, _)| c.producer_network),
@@ -224,7 +224,9 @@ fn target_of<'w>(
 
 /// A connection as the producer's router sees it.
 fn publish(world: &World, c: &crate::world::PscConnection) -> Option<PublishedEndpoint> {
-    let nat = c.connection.nat.filter(|_| c.connection.status.forwards(c.connection.nat))?;
+    if !c.connection.status.forwards(&c.connection.nats) {
+        return None;
+    }
     let (target, ports) = target_of(world, c)?;
     let endpoint = Endpoint::by_id(world, c.connection.endpoint)?;
     if !world.is_active(&endpoint.link.project) {
@@ -233,7 +235,7 @@ fn publish(world: &World, c: &crate::world::PscConnection) -> Option<PublishedEn
     Some(PublishedEndpoint {
         consumer: c.connection.consumer_network_id,
         address: endpoint.address,
-        nat,
+        nats: c.connection.nats.clone(),
         vip: target.spec.address,
         ports,
     })

@@ -56,30 +56,31 @@ pub fn settle(
     }
     for connection in &mut out {
         if !is_accepted(connection.status) {
-            released.extend(connection.nat.take());
+            released.append(&mut connection.nats);
         }
     }
     let mut free = free.into_iter().filter(|a| !released.contains(a)).collect::<Vec<_>>().into_iter();
-    for connection in &mut out {
-        if is_accepted(connection.status) {
-            connection.nat = connection.nat.or_else(|| free.next());
-            connection.status = match connection.nat {
-                Some(_) => ConnectionStatus::Accepted,
-                None => ConnectionStatus::NeedsAttention,
-            };
+    // Everybody gets a first address before anybody gets a second.
+    for many in 1..=usize::from(attachment.nats_per_endpoint) {
+        for connection in out.iter_mut().filter(|c| is_accepted(c.status) && c.nats.len() < many) {
+            connection.nats.extend(free.next());
         }
+    }
+    for connection in out.iter_mut().filter(|c| is_accepted(c.status)) {
+        connection.status = served(attachment, &connection.nats);
     }
     Settled { connections: out, released }
 }
 
 /// Decides on a connection that joins others of which none waits: for them nothing changes, so what [`settle`] would say
-/// of all is said of one. `taken` tells how many places a consumer has; `free` is the lowest free NAT address.
+/// of all is said of one. `taken` tells how many places a consumer has; `free` are the lowest free NAT addresses, no more
+/// than one connection gets.
 pub fn join(
     attachment: &ServiceAttachment,
     permits: Permits<'_>,
     mut joining: Connection,
     taken: impl Fn(&Consumer) -> u32,
-    free: Option<Ipv4Addr>,
+    free: Vec<Ipv4Addr>,
 ) -> Connection {
     joining.status = kept(attachment, permits, Reach::Waiting, &joining);
     let has_place = match attachment.preference {
@@ -87,10 +88,18 @@ pub fn join(
         Preference::AcceptManual => entry(attachment, &joining).is_some_and(|e| taken(&e.consumer) < e.limit),
     };
     if joining.status == ConnectionStatus::Pending && has_place {
-        joining.nat = free;
-        joining.status = if free.is_some() { ConnectionStatus::Accepted } else { ConnectionStatus::NeedsAttention };
+        joining.status = served(attachment, &free);
+        joining.nats = free;
     }
     joining
+}
+
+/// The status of a connection that has a place and these addresses.
+fn served(attachment: &ServiceAttachment, nats: &[Ipv4Addr]) -> ConnectionStatus {
+    match nats.len() < attachment.nats_per_endpoint.into() {
+        true => ConnectionStatus::NeedsAttention,
+        false => ConnectionStatus::Accepted,
+    }
 }
 
 fn is_accepted(status: ConnectionStatus) -> bool {
@@ -187,6 +196,7 @@ mod tests {
             accept: accept.iter().map(|(p, limit)| AcceptEntry { consumer: project(p), limit: *limit }).collect(),
             reject: reject.iter().map(|p| project(p)).collect(),
             reconcile: false,
+            nats_per_endpoint: 1,
             domain: None,
             description: None,
         }
@@ -205,9 +215,13 @@ mod tests {
             consumer_network_id: NetworkId(n),
             connection_id: ResourceId(n),
             status,
-            nat,
+            nats: nat.into_iter().collect(),
             created: Timestamp(i64::try_from(n).unwrap()),
         }
+    }
+
+    fn nats(settled: &Settled) -> Vec<&[Ipv4Addr]> {
+        settled.connections.iter().map(|c| &c.nats[..]).collect()
     }
 
     fn statuses(settled: &Settled) -> Vec<ConnectionStatus> {
@@ -291,7 +305,7 @@ mod tests {
             let held = is_accepted(before).then(|| nat(2));
             let settled = settle(&attachment, reach, vec![connection(1, "consumer", before, held)], [nat(2), nat(3)]);
             assert_eq!(statuses(&settled), [after], "{what}");
-            assert_eq!(settled.connections[0].nat.is_some(), after == Accepted, "{what}: NAT address");
+            assert_eq!(!settled.connections[0].nats.is_empty(), after == Accepted, "{what}: NAT address");
             assert_eq!(settled.released.len(), usize::from(held.is_some() && after != Accepted), "{what}: released");
         }
     }
@@ -315,7 +329,7 @@ mod tests {
             assert_eq!(statuses(&settled), [after], "{reach:?} {before:?}");
         }
         let new = connection(1, "consumer", Pending, None);
-        assert_eq!(join(&a, &|_| false, new, |_| 0, Some(nat(2))).status, Rejected);
+        assert_eq!(join(&a, &|_| false, new, |_| 0, vec![nat(2)]).status, Rejected);
     }
 
     #[test]
@@ -354,9 +368,25 @@ mod tests {
         let all = (1..=3).map(|n| connection(n, "consumer", Pending, None)).collect();
         let settled = settle(&a, Reach::Waiting, all, [nat(2), nat(3)]);
         assert_eq!(statuses(&settled), [Accepted, Accepted, NeedsAttention]);
-        assert_eq!(settled.connections.iter().map(|c| c.nat).collect::<Vec<_>>(), [Some(nat(2)), Some(nat(3)), None]);
+        assert_eq!(nats(&settled), [&[nat(2)][..], &[nat(3)], &[]]);
         let again = settle(&a, Reach::Waiting, settled.connections, [nat(4)]);
         assert_eq!(statuses(&again), [Accepted; 3]);
+    }
+
+    #[test]
+    fn everybody_gets_a_first_nat_address_before_anybody_gets_a_second() {
+        let mut a = attachment(AcceptAutomatic, &[], &[]);
+        a.nats_per_endpoint = 2;
+        let all = vec![connection(1, "consumer", Accepted, Some(nat(9))), connection(2, "consumer", Pending, None)];
+        let short = settle(&a, Reach::Waiting, all, [nat(2), nat(3)]);
+        assert_eq!(nats(&short), [&[nat(9), nat(3)][..], &[nat(2)]]);
+        assert_eq!(statuses(&short), [Accepted, NeedsAttention], "it forwards by the one it has");
+        let whole = settle(&a, Reach::Waiting, short.connections, [nat(4)]);
+        assert_eq!(nats(&whole), [[nat(9), nat(3)], [nat(2), nat(4)]]);
+        assert_eq!(statuses(&whole), [Accepted; 2]);
+        a.reject = vec![project("consumer")];
+        let gone = settle(&a, Reach::Decided, whole.connections, []);
+        assert_eq!(gone.released, [nat(9), nat(3), nat(2), nat(4)]);
     }
 
     #[test]
@@ -368,19 +398,19 @@ mod tests {
             (&[], &["consumer"]),
             (&[("other1", 2)], &[]),
         ];
-        for preference in [AcceptAutomatic, AcceptManual] {
+        for (preference, each) in [(AcceptAutomatic, 1), (AcceptManual, 1), (AcceptAutomatic, 2), (AcceptManual, 2)] {
             for (accept, reject) in lists {
                 for there in 0..4_u64 {
-                    let a = attachment(preference, accept, reject);
-                    let free = |count: u64| (2..6).map(nat).take(usize::try_from(count).unwrap());
+                    let mut a = attachment(preference, accept, reject);
+                    a.nats_per_endpoint = each;
                     let all = (1..=there).map(|n| connection(n, "consumer", Pending, None)).collect();
-                    let settled = settle(&a, Reach::Waiting, all, free(4)).connections;
+                    let settled = settle(&a, Reach::Waiting, all, (2..9).map(nat)).connections;
                     if settled.iter().any(|c| matches!(c.status, Pending | NeedsAttention)) {
                         continue;
                     }
-                    for left in 0..2 {
-                        let held = |address: &Ipv4Addr| settled.iter().any(|c| c.nat == Some(*address));
-                        let free: Vec<_> = (2..9).map(nat).filter(|a| !held(a)).take(left).collect();
+                    for left in 0..=each {
+                        let held = |address: &Ipv4Addr| settled.iter().any(|c| c.nats.contains(address));
+                        let free: Vec<_> = (2..15).map(nat).filter(|a| !held(a)).take(left.into()).collect();
                         let new = connection(9, "consumer", Pending, None);
                         let mut together = settled.clone();
                         together.push(new.clone());
@@ -389,7 +419,7 @@ mod tests {
                             let taken = settled.iter().filter(|x| is_accepted(x.status) && names(c, x)).count();
                             u32::try_from(taken).unwrap()
                         };
-                        wanted.push(join(&a, &|_| true, new, taken, free.first().copied()));
+                        wanted.push(join(&a, &|_| true, new, taken, free.clone()));
                         assert_eq!(settle(&a, Reach::Waiting, together, free).connections, wanted);
                     }
                 }
@@ -404,6 +434,6 @@ mod tests {
         let all = vec![connection(1, "consumer", Accepted, Some(nat(2))), connection(2, "other1", Pending, None)];
         let settled = settle(&a, Reach::Decided, all, [nat(2), nat(3)]);
         assert_eq!(settled.released, [nat(2)]);
-        assert_eq!(settled.connections[1].nat, Some(nat(3)));
+        assert_eq!(settled.connections[1].nats, [nat(3)]);
     }
 }

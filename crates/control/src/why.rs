@@ -232,7 +232,7 @@ fn held(
     };
     let accepted = spec.accept.iter().find(|entry| names(&entry.consumer));
     match connection.connection.status {
-        ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention if connection.connection.nat.is_some() => {
+        ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention if !connection.connection.nats.is_empty() => {
             (!has_target).then_some(Held::NoTarget)
         }
         ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention => {

@@ -56,7 +56,7 @@ fn a_producer_translates_each_endpoint_and_answers_into_its_link() {
     let published = PublishedEndpoint {
         consumer: NetworkId(7001),
         address: "10.0.0.5".parse().unwrap(),
-        nat: "10.0.3.2".parse().unwrap(),
+        nats: vec!["10.0.3.2".parse().unwrap(), "10.0.3.6".parse().unwrap()],
         vip: "10.0.1.2".parse().unwrap(),
         ports: HTTP,
     };

@@ -88,7 +88,7 @@ fn plan() -> impl Strategy<Value = VpcPlan> {
         let published = PublishedEndpoint {
             consumer: NetworkId(consumer),
             address: address(3, n),
-            nat: address(4, 2 * n + a),
+            nats: (0..=a).map(|i| address(4 + 3 * i, 2 * n + a)).collect(),
             vip: address(1, vip),
             ports: HTTP,
         };
@@ -190,7 +190,7 @@ proptest! {
             prop_assert_eq!(&edge, &kernel(&vpc::edge(&pair[1])));
             let again = Held::new(pair[1].clone(), &zones);
             prop_assert_eq!(held.links().collect::<Vec<_>>(), again.links().collect::<Vec<_>>());
-            let nats = |plan: &VpcPlan| plan.published.values().map(|p| p.nat).collect::<BTreeSet<_>>();
+            let nats = |plan: &VpcPlan| plan.published.values().flat_map(|p| p.nats.clone()).collect::<BTreeSet<_>>();
             let released: BTreeSet<_> =
                 nats(&pair[0]).difference(&nats(&pair[1])).chain(pair[1].cut.difference(&pair[0].cut)).copied().collect();
             prop_assert_eq!(changed.released, released);
@@ -223,8 +223,13 @@ fn crowded(count: u32) -> VpcPlan {
         published: (0..count)
             .map(|n| {
                 let (address, nat) = (at(0x0a01_0000, n), at(0x0a02_0000, n));
-                let published =
-                    PublishedEndpoint { consumer: NetworkId(1), address, nat, vip: address_of_vip(), ports: HTTP };
+                let published = PublishedEndpoint {
+                    consumer: NetworkId(1),
+                    address,
+                    nats: vec![nat],
+                    vip: address_of_vip(),
+                    ports: HTTP,
+                };
                 (EndpointId(n.into()), published)
             })
             .collect(),

@@ -74,7 +74,7 @@ pub fn published(consumer: u64, address: &str, nat: &str, vip: &str) -> Publishe
     PublishedEndpoint {
         consumer: NetworkId(consumer),
         address: parse(address),
-        nat: parse(nat),
+        nats: vec![parse(nat)],
         vip: *vip.ip(),
         ports: one(vip.port()),
     }

@@ -116,11 +116,13 @@ impl Dice {
             .collect();
         plan.published = (0..4)
             .map(|n| {
-                let [address, nat, vip] = [3, 4, 1].map(|net| Ipv4Addr::new(10, net, 0, u8::try_from(n).unwrap()));
+                let [address, nat, vip, other] =
+                    [3, 4, 1, 5].map(|net| Ipv4Addr::new(10, net, 0, u8::try_from(n).unwrap()));
+                let nats = if self.often() { vec![nat, other] } else { vec![nat] };
                 let consumer = NetworkId(820 + u64::from(self.below(3)));
                 (
                     EndpointId(100 + n),
-                    PublishedEndpoint { consumer, address, nat, vip, ports: PortRange { first: 80, last: 80 } },
+                    PublishedEndpoint { consumer, address, nats, vip, ports: PortRange { first: 80, last: 80 } },
                 )
             })
             .filter(|(id, _)| id.0 % 2 == 0)

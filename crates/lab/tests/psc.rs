@@ -356,6 +356,30 @@ fn a_released_nat_address_takes_its_connections_along() {
 }
 
 #[test]
+fn an_endpoint_with_two_nat_addresses_shares_its_connections_among_them_and_loses_both() {
+    let mut lab = Lab::new();
+    let mut bank = producer(&both());
+    let shop = bank.published.values_mut().next().unwrap();
+    shop.nats.push("10.0.3.9".parse().unwrap());
+    apply(&mut lab, BANK, &bank);
+    apply(&mut lab, SHOP, &consumer("shop"));
+    let till = lab.vm(SHOP, "shop-till", "10.0.0.2");
+    let _server = lab.serve_vip(BANK, VIP);
+    let mut streams: Vec<_> = (40_000..40_004).map(|port| till.connect_from(port, ENDPOINT).unwrap()).collect();
+    let seen: Vec<_> = streams.iter_mut().map(|stream| tcp::greeting(stream).unwrap().to_string()).collect();
+    assert_eq!(seen, ["10.0.3.2:40000", "10.0.3.2:40001", "10.0.3.9:40002", "10.0.3.9:40003"]);
+    for stream in &mut streams {
+        assert_eq!(tcp::ask(stream, "mine?").unwrap(), "mine?");
+    }
+    assert_eq!(idle_left(&mut lab).len(), 4);
+    apply(&mut lab, BANK, &producer(&both()));
+    assert_eq!(idle_left(&mut lab).len(), 2, "those of the address that stays");
+    assert_eq!(tcp::ask(&mut streams[0], "still?").unwrap(), "still?");
+    apply(&mut lab, BANK, &producer(&both()[1..]));
+    assert!(idle_left(&mut lab).is_empty());
+}
+
+#[test]
 fn what_is_in_no_plan_is_gone_and_a_second_apply_changes_nothing() {
     let mut lab = Lab::new();
     apply(&mut lab, SHOP, &consumer("shop"));

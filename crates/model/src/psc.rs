@@ -44,10 +44,17 @@ pub struct ServiceAttachment {
     pub reject: Vec<Consumer>,
     /// List changes also reach connections that were decided before. Default false.
     pub reconcile: bool,
+    /// NAT addresses that each connection gets: 1 or 2. Only ever raised.
+    #[serde(default = "one")]
+    pub nats_per_endpoint: u8,
     /// `domainNames[0]`, with the final dot: endpoints are called by names below it.
     #[serde(default)]
     pub domain: Option<String>,
     pub description: Option<String>,
+}
+
+fn one() -> u8 {
+    1
 }
 
 /// Source: `pscConnectionStatus` and `connectedEndpoints[].status`, which are always the same.
@@ -63,9 +70,9 @@ pub enum ConnectionStatus {
 
 impl ConnectionStatus {
     /// Whether packets pass. NEEDS_ATTENTION forwards only what had a NAT address before.
-    pub fn forwards(self, nat: Option<Ipv4Addr>) -> bool {
+    pub fn forwards(self, nats: &[Ipv4Addr]) -> bool {
         match self {
-            ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention => nat.is_some(),
+            ConnectionStatus::Accepted | ConnectionStatus::NeedsAttention => !nats.is_empty(),
             ConnectionStatus::Pending | ConnectionStatus::Rejected | ConnectionStatus::Closed => false,
         }
     }
@@ -97,7 +104,8 @@ pub struct Connection {
     /// `pscConnectionId`, shown to both sides.
     pub connection_id: ResourceId,
     pub status: ConnectionStatus,
-    pub nat: Option<Ipv4Addr>,
+    /// Its NAT addresses: fewer than the attachment promises while there are no more.
+    pub nats: Vec<Ipv4Addr>,
     pub created: Timestamp,
 }
 

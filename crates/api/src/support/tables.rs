@@ -189,7 +189,7 @@ const SERVICE_ATTACHMENT: Rows = &[
     ("consumerRejectLists", Effective),
     ("reconcileConnections", Effective),
     ("domainNames", Effective),
-    ("natIpsPerEndpoint", Only(&["1"], "every endpoint gets one address")),
+    ("natIpsPerEndpoint", Effective),
     (
         "enableProxyProtocol",
         Only(&["false"], "an attachment leads to an Application Load Balancer, which takes no PROXY protocol"),

@@ -28,10 +28,15 @@ fn status(cloud: &Cloud, project: &str, name: &str) -> String {
 }
 
 fn nat(cloud: &Cloud, name: &str) -> Option<String> {
+    nats(cloud, name).into_iter().next()
+}
+
+fn nats(cloud: &Cloud, name: &str) -> Vec<String> {
     let attachment = cloud.get(&format!("{ATTACHMENT}?showNatIps=true"));
     let connected = attachment["connectedEndpoints"].as_array().unwrap().clone();
     let mine = connected.into_iter().find(|c| c["endpoint"].as_str().unwrap().ends_with(&format!("/{name}"))).unwrap();
-    mine["natIps"][0].as_str().map(str::to_owned)
+    let all = mine["natIps"].as_array().into_iter().flatten();
+    all.map(|address| address.as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
@@ -305,6 +310,7 @@ fn an_attachment_is_refused_for_what_it_cannot_publish() {
         ),
         (json!({"connectionPreference": null}), 400, "connectionPreference".into()),
         (json!({"enableProxyProtocol": true}), 501, "enableProxyProtocol".into()),
+        (json!({"natIpsPerEndpoint": 3}), 400, "It must be 1 or 2.".into()),
     ] {
         let mut body = json!({
             "name": "x", "connectionPreference": "ACCEPT_MANUAL", "targetService": r("forwardingRules/front"),
@@ -392,6 +398,47 @@ fn global_access_of_an_endpoint_follows_its_flag_and_that_of_a_front_is_for_good
     cloud.make(&fronts, cloud.front_body("regional"));
     let moved = change(ATTACHMENT, "targetService", cloud.url(&format!("{fronts}/regional")).into());
     assert!(moved.0 == 400 && moved.2.contains("global access setting"), "{moved:?}");
+}
+
+#[test]
+fn a_second_nat_address_for_each_endpoint_is_promised_only_where_there_is_one_and_never_taken_back() {
+    let cloud = Cloud::new();
+    let r = |path: &str| format!("producer-1/regions/{R}/{path}");
+    cloud.producer(json!({"connectionPreference": "ACCEPT_AUTOMATIC"}));
+    let attached =
+        |subnets: &[&str]| -> Value { subnets.iter().map(|s| shown(&r(&format!("subnetworks/{s}")))).collect() };
+    cloud.make(
+        &r("subnetworks"),
+        json!({
+            "name": "nat-small", "ipCidrRange": "10.9.0.0/29", "purpose": "PRIVATE_SERVICE_CONNECT",
+            "network": shown("producer-1/global/networks/pv"),
+        }),
+    );
+    cloud.edit(ATTACHMENT, json!({"natSubnets": attached(&["nat-small"])}));
+    cloud.consumer("consumer-1");
+    for name in ["a", "b", "c"] {
+        cloud.endpoint("consumer-1", name);
+    }
+    let raise = |to: u8| {
+        let body = json!({"fingerprint": cloud.get(ATTACHMENT)["fingerprint"], "natIpsPerEndpoint": to});
+        cloud.refused(Method::PATCH, ATTACHMENT, body).2
+    };
+    let full = "Insufficient IPv4 capacity on NAT subnetworks for the requested Service Attachment update";
+    assert_eq!(raise(2), full, "four addresses for three endpoints");
+    assert_eq!(cloud.get(ATTACHMENT).get("natIpsPerEndpoint"), None);
+
+    cloud.edit(ATTACHMENT, json!({"natSubnets": attached(&["nat-small", "nat"]), "natIpsPerEndpoint": 2}));
+    assert_eq!(cloud.get(ATTACHMENT)["natIpsPerEndpoint"], 2);
+    let first = |n: u8| format!("10.9.0.{n}");
+    assert_eq!(nats(&cloud, "a"), [first(2), first(5)]);
+    for (name, keeps) in [("b", first(3)), ("c", first(4))] {
+        let now = nats(&cloud, name);
+        assert!(now.len() == 2 && now[0] == keeps && now[1].starts_with("10.0.3."), "{name}: {now:?}");
+        assert_eq!(status(&cloud, "consumer-1", name), "ACCEPTED");
+    }
+    cloud.endpoint("consumer-1", "d");
+    assert_eq!(nats(&cloud, "d").len(), 2, "a new one has two at once");
+    assert!(raise(1).contains("can only be increased"), "{}", raise(1));
 }
 
 #[test]

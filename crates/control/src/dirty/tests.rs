@@ -160,6 +160,7 @@ fn market(domain: Option<&str>) -> Market {
         accept: vec![],
         reject: vec![],
         reconcile: true,
+        nats_per_endpoint: 1,
         domain: domain.map(str::to_owned),
         description: None,
     };

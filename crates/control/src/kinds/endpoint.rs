@@ -144,7 +144,7 @@ pub(super) fn connect<K: Kind>(
             consumer_network_id,
             connection_id: ResourceId(random::resource_id()),
             status: ConnectionStatus::Pending,
-            nat: None,
+            nats: Vec::new(),
             created: record.created,
         },
     };
@@ -156,8 +156,8 @@ pub(super) fn connect<K: Kind>(
 pub(super) fn disconnect<K: Kind>(record: &Record<K>, world: &World, txn: &mut Txn) {
     let Some(gone) = world.connections.get(&EndpointId(record.id.0)) else { return };
     txn.push(Change::NoConnection(gone.connection.endpoint));
-    if let Some(nat) = gone.connection.nat {
-        service_attachment::quarantine(gone.producer_network, nat, txn);
+    for nat in &gone.connection.nats {
+        service_attachment::quarantine(gone.producer_network, *nat, txn);
     }
     let attachment = world.get::<ServiceAttachment>(&gone.attachment).filter(|a| a.id == gone.attachment_id);
     if let Some(attachment) = attachment {

@@ -1,7 +1,7 @@
 //! Service attachments, and the settling of their connections. The decision is [`crate::psc::settle`]'s; here it gets
 //! the free NAT addresses and its outcome becomes changes of the store.
 
-use std::{collections::BTreeSet, mem, net::Ipv4Addr};
+use std::{collections::BTreeSet, iter, mem, net::Ipv4Addr};
 
 use model::{
     cidr::Cidr,
@@ -61,6 +61,14 @@ impl Kind for ServiceAttachment {
                 return Err(Fault::invalid_value(&field, &subnet.url(), "Duplicate NAT subnetwork."));
             }
         }
+        let field = "natIpsPerEndpoint";
+        if !(1..=2).contains(&self.nats_per_endpoint) {
+            return Err(Fault::invalid_value(field, &self.nats_per_endpoint.to_string(), "It must be 1 or 2."));
+        }
+        if old.is_some_and(|old| old.nats_per_endpoint > self.nats_per_endpoint) {
+            let why = "The number of NAT IP addresses per endpoint can only be increased.";
+            return Err(Fault::invalid_value(field, &self.nats_per_endpoint.to_string(), why));
+        }
         if let Some(domain) = &self.domain
             && let Some(why) = domain_fault(domain)
         {
@@ -79,6 +87,7 @@ impl Kind for ServiceAttachment {
         }
         let Some(old) = old else { return directory::psc::admit_domain(record, world) };
         keep_used_subnets(record, old, world)?;
+        find_more_addresses(record, old, world, txn.steady)?;
         if record.spec != old.spec {
             let reach = if record.spec.reconcile { Reach::Decided } else { Reach::Waiting };
             Round::new(record, reach).settle(world, txn);
@@ -91,7 +100,7 @@ impl Kind for ServiceAttachment {
         for connection in connections(record, world) {
             let mut closed = connection.clone();
             closed.connection.status = ConnectionStatus::Closed;
-            if let Some(nat) = closed.connection.nat.take() {
+            for nat in mem::take(&mut closed.connection.nats) {
                 quarantine(closed.producer_network, nat, txn);
             }
             txn.push(Change::Connection(Box::new(closed)));
@@ -215,11 +224,32 @@ fn keep_used_subnets(
 ) -> Result<(), Fault> {
     let removed = old.spec.nat_subnets.iter().filter(|s| !record.spec.nat_subnets.contains(s));
     for subnet in removed.filter_map(|link| world.get::<vpc::Subnetwork>(link)) {
-        let held =
-            connections(record, world).filter_map(|c| c.connection.nat).any(|nat| subnet.spec.range.contains(nat));
-        if held {
+        let mut held = connections(record, world).flat_map(|c| &c.connection.nats);
+        if held.any(|nat| subnet.spec.range.contains(*nat)) {
             return Err(Fault::in_use(vpc::Subnetwork::WORD, &subnet.link, &record.link));
         }
+    }
+    Ok(())
+}
+
+/// More NAT addresses for each connection are promised only where there are as many.
+fn find_more_addresses(
+    record: &Record<ServiceAttachment>,
+    old: &Record<ServiceAttachment>,
+    world: &World,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let each = usize::from(record.spec.nats_per_endpoint);
+    if each <= usize::from(old.spec.nats_per_endpoint) {
+        return Ok(());
+    }
+    let with_place = || connections(record, world).filter(|c| c.connection.status.has_place());
+    let missing: usize = with_place().map(|c| each.saturating_sub(c.connection.nats.len())).sum();
+    let Some(network) = with_place().next().map(|c| c.producer_network) else { return Ok(()) };
+    let free = Round::new(record, Reach::Waiting).free_addresses(network, missing, world, now);
+    if free.len() < missing {
+        let why = "Insufficient IPv4 capacity on NAT subnetworks for the requested Service Attachment update";
+        return Err(Fault::new(Code::InvalidArgument, "invalid", why));
     }
     Ok(())
 }
@@ -271,7 +301,8 @@ impl<'a> Round<'a> {
             .collect();
         let Some(network) = before.first().map(|c| c.producer_network) else { return };
         lift_quarantine(network, world, txn);
-        let free = self.free_addresses(network, before.len(), world, txn.steady);
+        let most = before.len() * usize::from(self.attachment.spec.nats_per_endpoint);
+        let free = self.free_addresses(network, most, world, txn.steady);
         let asked = before.iter().map(|c| c.connection.clone()).collect();
         let policy = self.policy(world);
         let permits = |c: &Connection| policy.permits(world, &c.rule.project);
@@ -302,7 +333,8 @@ impl<'a> Round<'a> {
         let policy = self.policy(world);
         let Some(mut joining) = self.joining else { return };
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|l| world.get::<vpc::Subnetwork>(l));
-        let free = ranges.map(|s| s.spec.range).find_map(|range| lowest_free(range, joining.producer_network, world));
+        let free = ranges.flat_map(|s| free_of(s.spec.range, joining.producer_network, world));
+        let free = free.take(self.attachment.spec.nats_per_endpoint.into()).collect();
         let taken = |consumer: &Consumer| world.connections.taken(self.attachment.id, consumer);
         let permits = |c: &Connection| policy.permits(world, &c.rule.project);
         joining.connection = psc::join(&self.attachment.spec, &permits, joining.connection, taken, free);
@@ -314,10 +346,10 @@ impl<'a> Round<'a> {
     }
 
     /// NAT addresses that nobody holds and that are not in quarantine: the subnets in their order, each from its lowest
-    /// address. No more than a settling of `connections` can need.
-    fn free_addresses(&self, network: NetworkId, connections: usize, world: &World, now: Timestamp) -> Vec<Ipv4Addr> {
-        let used: BTreeSet<Ipv4Addr> =
-            world.connections.of_producer(network).filter_map(|c| c.connection.nat).collect();
+    /// address.
+    fn free_addresses(&self, network: NetworkId, most: usize, world: &World, now: Timestamp) -> Vec<Ipv4Addr> {
+        let used: BTreeSet<&Ipv4Addr> =
+            world.connections.of_producer(network).flat_map(|c| &c.connection.nats).collect();
         let quarantined =
             |address: &Ipv4Addr| world.quarantine.get(&(network, *address)).is_some_and(|q| !q.is_over(now));
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|link| match self.resized {
@@ -325,13 +357,23 @@ impl<'a> Round<'a> {
             Some(_) | None => world.get::<vpc::Subnetwork>(link).map(|s| s.spec.range),
         });
         let addresses = ranges.flat_map(|range| range.usable());
-        addresses.filter(|a| !used.contains(a) && !quarantined(a)).take(connections).collect()
+        addresses.filter(|a| !used.contains(a) && !quarantined(a)).take(most).collect()
     }
 }
 
-/// The lowest address of the range that is neither held nor in quarantine.
-fn lowest_free(range: Cidr, network: NetworkId, world: &World) -> Option<Ipv4Addr> {
-    let mut address = range.usable().next()?;
+/// The addresses of the range that are neither held nor in quarantine, lowest first.
+fn free_of(range: Cidr, network: NetworkId, world: &World) -> impl Iterator<Item = Ipv4Addr> {
+    let mut next = range.usable().next();
+    iter::from_fn(move || {
+        let free = lowest_free(range, next?, network, world)?;
+        next = u32::from(free).checked_add(1).map(Ipv4Addr::from);
+        Some(free)
+    })
+}
+
+/// The lowest of them from this address on.
+fn lowest_free(range: Cidr, from: Ipv4Addr, network: NetworkId, world: &World) -> Option<Ipv4Addr> {
+    let mut address = from;
     loop {
         let unheld = world.connections.nats(network).map_or(Some(address), |held| held.free_from(address))?;
         let rested = world.quarantine.free_from(network, unheld)?;

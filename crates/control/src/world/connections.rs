@@ -98,9 +98,9 @@ impl Connections {
         self.take(endpoint);
         let nats = self.by_producer.entry(c.producer_network).or_default();
         nats.endpoints.insert(endpoint);
-        if let Some(nat) = c.connection.nat {
-            nats.held.insert(nat);
-            nats.by_address.insert(nat, endpoint);
+        for nat in &c.connection.nats {
+            nats.held.insert(*nat);
+            nats.by_address.insert(*nat, endpoint);
         }
         let crowd = self.by_attachment.entry(c.attachment_id).or_default();
         crowd.oldest_first.insert((c.connection.created, endpoint));
@@ -116,9 +116,9 @@ impl Connections {
         let Some(c) = self.all.remove(&endpoint) else { return };
         if let Some(nats) = self.by_producer.get_mut(&c.producer_network) {
             nats.endpoints.remove(&endpoint);
-            if let Some(nat) = c.connection.nat {
-                nats.held.remove(nat);
-                nats.by_address.remove(&nat);
+            for nat in &c.connection.nats {
+                nats.held.remove(*nat);
+                nats.by_address.remove(nat);
             }
             if nats.endpoints.is_empty() {
                 self.by_producer.remove(&c.producer_network);

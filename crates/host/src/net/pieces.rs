@@ -21,7 +21,7 @@ use super::{
     cable,
     rules::*,
     state::{Found, Wanted, after},
-    vpc::{self, INCOMING_INDEX_BASE, PSC_MARK, Zones},
+    vpc::{self, INCOMING_INDEX_BASE, NATS_OF, PSC_MARK, Zones},
 };
 use crate::{
     names,
@@ -129,20 +129,25 @@ fn endpoint(endpoint: &ConsumerEndpoint) -> Vec<Piece> {
 fn published(p: &PublishedEndpoint, zones: &Zones) -> Vec<Piece> {
     let link = names::incoming(p.consumer).padded();
     let dialled = key(&[&link, &p.address.octets()]);
-    let nat = p.nat.octets().to_vec();
     let mut pieces = vec![
         Piece::Link(Link::FromConsumer(p.consumer)),
-        Piece::Nat(p.nat),
         element("dialled", point(dialled.clone())),
         element("vip_of", pair(dialled.clone(), p.vip.octets().to_vec())),
-        element("nat_of", pair(dialled, nat.clone())),
-        element("nat_at", point(key(&[&link, &p.nat.octets()]))),
         element("psc_vips", service(p.vip, p.ports)),
     ];
-    if let Some(zone) = zones.get(&p.consumer) {
-        let mark = PSC_MARK | (INCOMING_INDEX_BASE + u32::from(*zone));
-        pieces.push(element("zone_of", pair(link.to_vec(), zone.to_ne_bytes().to_vec())));
-        pieces.push(element("link_of", pair(nat, mark.to_ne_bytes().to_vec())));
+    let zone = zones.get(&p.consumer);
+    pieces.extend(zone.map(|zone| element("zone_of", pair(link.to_vec(), zone.to_ne_bytes().to_vec()))));
+    for (nat, map) in p.nats.iter().zip(NATS_OF) {
+        let source = nat.octets().to_vec();
+        pieces.extend([
+            Piece::Nat(*nat),
+            element(map, pair(dialled.clone(), source.clone())),
+            element("nat_at", point(key(&[&link, &source]))),
+        ]);
+        pieces.extend(zone.map(|zone| {
+            let mark = PSC_MARK | (INCOMING_INDEX_BASE + u32::from(*zone));
+            element("link_of", pair(source, mark.to_ne_bytes().to_vec()))
+        }));
     }
     pieces
 }

@@ -33,7 +33,7 @@ use crate::{
     names::{self, INCOMING_PREFIX, OUTGOING_PREFIX, PORT_PREFIX},
     net::cable,
     netlink::{
-        expr::{Load, Step, Use, Verdict, state as ct},
+        expr::{Comparison, Load, Step, Use, Verdict, state as ct},
         nft::{Chain, Field, HookKind, HookPoint, Policy, Rule, Set, Table, TableFamily, Timeouts},
         route::{Hop, MarkRule, Neighbour, Route},
     },
@@ -48,6 +48,9 @@ const PSC_RULE_PRIORITY: u32 = 100;
 
 /// The first source port of connections behind an endpoint. Source: PSC, 64 512 ports for each NAT address.
 const PSC_PORT_FIRST: u16 = 1_024;
+
+/// Of a port, in network byte order.
+const SECOND_BIT: [u8; 2] = 2_u16.to_be_bytes();
 
 /// Links to consumers are numbered: the number is their tracking zone and, added to this, their interface number; so
 /// the kernel's list of links is the whole memory of which is which.
@@ -137,13 +140,14 @@ fn table(settings: &VpcSettings) -> Table {
 }
 
 /// The sets into which members put their elements; beside them those of [`tag_sets`].
-const MEMBER_SETS: [&str; 14] = [
+const MEMBER_SETS: [&str; 15] = [
     "ports",
     "cut",
     "zone_of",
     "dialled",
     "vip_of",
-    "nat_of",
+    NATS_OF[0],
+    NATS_OF[1],
     "nat_at",
     "link_of",
     "vips",
@@ -154,12 +158,15 @@ const MEMBER_SETS: [&str; 14] = [
     "backends",
 ];
 
+/// The maps that lead from an endpoint to its first NAT address, and to its second if it has one.
+pub const NATS_OF: [&str; 2] = ["nat_of", "other_nat_of"];
+
 /// The set of this name, empty.
 pub fn shape(name: &str) -> Set {
     use Field::{InterfaceName, Ipv4, Mark, Port, Zone};
     let (key, value) = match name {
         "ports" | "dialled" | "nat_at" => (vec![InterfaceName, Ipv4], None),
-        "vip_of" | "nat_of" => (vec![InterfaceName, Ipv4], Some(Ipv4)),
+        "vip_of" | "nat_of" | "other_nat_of" => (vec![InterfaceName, Ipv4], Some(Ipv4)),
         "zone_of" => (vec![InterfaceName], Some(Zone)),
         "link_of" | "region_of" => (vec![Ipv4], Some(Mark)),
         "regional" => (vec![Mark, Ipv4], None),
@@ -242,10 +249,18 @@ fn dnat() -> Vec<Rule> {
 }
 
 fn snat() -> Vec<Rule> {
-    let dialled = vec![Load::InputName, Load::CtOriginalDestination];
     let source = Use::Source { first_port: PSC_PORT_FIRST, last_port: u16::MAX };
-    let to_nat = Step::Mapped(dialled, "nat_of".to_owned(), source);
-    vec![effect("endpoint to its nat address", [from_any(INCOMING_PREFIX), protocol(TCP), to_nat])]
+    let [to_nat, to_other] =
+        NATS_OF.map(|map| Step::Mapped(vec![Load::InputName, Load::CtOriginalDestination], map.to_owned(), source));
+    // Linux connects from ports of one parity while it can, so the lowest bit would choose nothing.
+    let half = Step::Masked(Load::SourcePort, SECOND_BIT.to_vec(), Comparison::Equal, SECOND_BIT.to_vec());
+    vec![
+        effect(
+            "half of the ports to the other nat address",
+            [from_any(INCOMING_PREFIX), protocol(TCP), half, to_other],
+        ),
+        effect("endpoint to its nat address", [from_any(INCOMING_PREFIX), protocol(TCP), to_nat]),
+    ]
 }
 
 fn last() -> Vec<Rule> {

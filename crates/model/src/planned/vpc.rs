@@ -126,8 +126,8 @@ pub struct PublishedEndpoint {
     pub consumer: NetworkId,
     /// The address consumers dial; translated to `vip`.
     pub address: Ipv4Addr,
-    /// The source that everything behind the endpoint gets in this VPC.
-    pub nat: Ipv4Addr,
+    /// The sources that everything behind the endpoint gets in this VPC: one or two, which share the connections.
+    pub nats: Vec<Ipv4Addr>,
     pub vip: Ipv4Addr,
     pub ports: PortRange,
 }

@@ -48,6 +48,7 @@ impl Wire for ServiceAttachment {
             accept: fields.objects("consumerAcceptLists")?.iter().map(read_entry).collect::<Result<_, _>>()?,
             reject: reject.collect::<Result<_, _>>()?,
             reconcile: fields.flag("reconcileConnections")?.unwrap_or(false),
+            nats_per_endpoint: fields.number("natIpsPerEndpoint")?.unwrap_or(1),
             domain: read_domain(fields)?,
             description: fields.written("description"),
         })
@@ -69,6 +70,9 @@ impl Wire for ServiceAttachment {
         }
         out.insert("enableProxyProtocol".into(), false.into());
         out.insert("reconcileConnections".into(), spec.reconcile.into());
+        if spec.nats_per_endpoint > 1 {
+            out.insert("natIpsPerEndpoint".into(), spec.nats_per_endpoint.into());
+        }
         if let Some(domain) = &spec.domain {
             out.insert("domainNames".into(), json!([domain]));
         }
@@ -82,15 +86,15 @@ impl Wire for ServiceAttachment {
         out.insert("pscServiceAttachmentId".into(), id);
     }
 
-    /// `?showNatIps=true` adds the NAT address of each connection.
+    /// `?showNatIps=true` adds the NAT addresses of each connection.
     fn embellish(query: &Query, record: &Record<Self>, world: &World, shown: &mut Json) -> Result<(), Fault> {
         if query.flag("showNatIps")? != Some(true) {
             return Ok(());
         }
         if let Some(Value::Array(items)) = shown.get_mut("connectedEndpoints") {
             for (item, psc) in items.iter_mut().zip(service_attachment::connections(record, world)) {
-                if let Some(nat) = psc.connection.nat {
-                    item["natIps"] = json!([nat.to_string()]);
+                if !psc.connection.nats.is_empty() {
+                    item["natIps"] = psc.connection.nats.iter().map(ToString::to_string).collect();
                 }
             }
         }
