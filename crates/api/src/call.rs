@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, future::Future, net::IpAddr, pin::Pin, sync::Ar
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri, header};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use model::{
@@ -189,6 +190,15 @@ impl Call {
             return Ok(Value::Object(serde_json::Map::new()));
         }
         serde_json::from_slice(&self.body).map_err(|why| error::malformed_json(&why))
+    }
+
+    /// The body as what a method takes.
+    ///
+    /// # Errors
+    /// 400 `parseError` as of [`Call::json`], 400 for a field that is not known or has a wrong type.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        serde_json::from_value(self.json()?)
+            .map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Entries that users write: from the JSON of `entries.write` to [`Entry`], or why not.
 //!
-//! Knows neither who may write nor which projects exist. Start with [`Batch::parse`]. Source: Logging v2, entries.write.
+//! Knows neither who may write nor which projects exist. Start with [`Batch`]. Source: Logging v2, entries.write.
 
 use std::collections::BTreeMap;
 
@@ -148,12 +148,6 @@ impl Int64 {
 }
 
 impl Batch {
-    /// # Errors
-    /// What makes the body as a whole unreadable.
-    pub fn parse(body: Value) -> Result<Batch, String> {
-        serde_json::from_value(body).map_err(|why| why.to_string())
-    }
-
     /// Every entry with its defaults, or why it cannot be written. Entries of one batch keep their order.
     /// `number` makes insert ids; each call gives another.
     pub fn entries(&self, now: LogTime, mut number: impl FnMut() -> String) -> Vec<Result<Entry, String>> {
@@ -284,14 +278,14 @@ mod tests {
             count += 1;
             format!("id-{count}")
         };
-        Batch::parse(body).expect("a body").entries(NOW, number)
+        serde_json::from_value::<Batch>(body).expect("a body").entries(NOW, number)
     }
 
     #[test]
     fn a_field_goes_by_either_of_its_names() {
         let body = json!({"log_name": "projects/p/logs/l", "dry_run": true, "partial_success": true,
                           "resource": {"type": "global"}, "entries": [{"text_payload": "hello", "insert_id": "mine"}]});
-        let batch = Batch::parse(body.clone()).expect("a body");
+        let batch: Batch = serde_json::from_value(body.clone()).expect("a body");
         assert!(batch.dry_run && batch.partial_success);
         let shown = entries(body).remove(0).expect("a good entry").to_json();
         assert_eq!((&shown["textPayload"], &shown["insertId"]), (&json!("hello"), &json!("mine")));

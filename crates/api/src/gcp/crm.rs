@@ -54,23 +54,19 @@ struct Update {
     labels: Option<BTreeMap<String, String>>,
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(body: Value) -> Result<T, Fault> {
-    serde_json::from_value(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))
-}
-
 pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     let caller = cloud.caller(call, "google.cloudresourcemanager.v1.Projects")?;
     let control = &cloud.control;
     match (&call.method, call.parts().as_slice(), call.verb()) {
         (&Method::POST, ["v1", "projects"], None) => {
-            let body: NewProjectV1 = parse(call.json()?)?;
+            let body: NewProjectV1 = call.read()?;
             let parent = body.parent.map(|p| format!("{}s/{}", p.r#type, p.id));
             let wanted = Wanted { id: body.project_id, display_name: body.name, parent, labels: body.labels };
             let project = projects::create(control, &caller, &wanted)?;
             Ok(Reply::json(operation(&project, show_v1)))
         }
         (&Method::POST, ["v3", "projects"], None) => {
-            let body: NewProjectV3 = parse(call.json()?)?;
+            let body: NewProjectV3 = call.read()?;
             let wanted = Wanted {
                 id: body.project_id,
                 display_name: body.display_name,
@@ -97,7 +93,7 @@ pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
             Ok(Reply::json(show_v3(&projects::get(control, &caller, name)?)))
         }
         (&Method::PUT, ["v1", "projects", name], None) => {
-            let body: Update = parse(call.json()?)?;
+            let body: Update = call.read()?;
             let project = projects::update(control, &caller, name, |p| {
                 p.display_name = body.name.clone().unwrap_or_else(|| p.id.to_string());
                 p.labels = body.labels.clone().unwrap_or_default();
@@ -141,7 +137,7 @@ pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
 
 /// `updateMask` names what is meant; without one, what the body has.
 fn patch(control: &Control, call: &Call, caller: &Caller, name: &str) -> Answer {
-    let body: Update = parse(call.json()?)?;
+    let body: Update = call.read()?;
     let masked = |field: &str, present: bool| match call.query.get("updateMask") {
         Some(mask) => mask.split(',').any(|m| m == field || m.replace('_', "").eq_ignore_ascii_case(field)),
         None => present,

@@ -14,7 +14,7 @@ use model::{
     limits::{FILTER_CHARS_MAX, LOG_AHEAD_MAX, LOG_NAMES_MAX, LOG_RETENTION, LOG_WRITE_ENTRIES_MAX, LOGGING_PAGE_MAX},
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::Cloud;
 use crate::{
@@ -57,8 +57,8 @@ struct ListBody {
 pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     let caller = cloud.caller(call, "google.logging.v2.LoggingServiceV2")?;
     match (&call.method, call.parts().as_slice(), call.verb()) {
-        (&Method::POST, ["v2", "entries"], Some("list")) => list(cloud, &caller, call.json()?),
-        (&Method::POST, ["v2", "entries"], Some("write")) => write(cloud, &caller, call.json()?),
+        (&Method::POST, ["v2", "entries"], Some("list")) => list(cloud, &caller, call.read()?),
+        (&Method::POST, ["v2", "entries"], Some("write")) => write(cloud, &caller, &call.read()?),
         (&Method::POST, ["v2", "entries"], Some(verb @ ("tail" | "copy"))) => {
             Err(Fault::not_enforced(&format!("entries.{verb}")))
         }
@@ -70,9 +70,7 @@ pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     }
 }
 
-fn list(cloud: &Cloud, caller: &Caller, body: Value) -> Answer {
-    let body: ListBody =
-        serde_json::from_value(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))?;
+fn list(cloud: &Cloud, caller: &Caller, body: ListBody) -> Answer {
     let parents = parents(&cloud.control, caller, &body)?;
     if body.filter.chars().count() > FILTER_CHARS_MAX {
         return Err(Fault::invalid(format!("The filter is longer than {FILTER_CHARS_MAX} characters.")));
@@ -141,8 +139,7 @@ fn parent(control: &Control, world: &World, caller: &Caller, name: &str) -> Resu
 
 /// Source: entries.write; a batch is written whole or not at all unless `partialSuccess` is set. What was answered is
 /// on disk, and with it every entry that came before.
-fn write(cloud: &Cloud, caller: &Caller, body: Value) -> Answer {
-    let batch = Batch::parse(body).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))?;
+fn write(cloud: &Cloud, caller: &Caller, batch: &Batch) -> Answer {
     let now = cloud.control.now();
     // Insert ids sort entries of one instant: those of a batch keep its order.
     let mut ids = (control::random::number() & 0xffff_0000..).map(|chance| logs::entry::insert_id(now, chance));

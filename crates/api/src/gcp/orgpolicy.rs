@@ -72,11 +72,6 @@ struct Values {
 }
 
 impl Body {
-    fn read(call: &Call) -> Result<Body, Fault> {
-        serde_json::from_value(call.json()?)
-            .map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))
-    }
-
     /// The etag of the policy that the client had read, and what it wants instead.
     fn wanted(self) -> Result<(String, Spec), Fault> {
         for (field, value) in [("policy.dryRunSpec", self.dry_run_spec), ("policy.alternate", self.alternate)] {
@@ -165,7 +160,7 @@ pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
 }
 
 fn create(control: &Control, call: &Call, caller: &Caller, parent: &str) -> Answer {
-    let body = Body::read(call)?;
+    let body: Body = call.read()?;
     // The name in the body is by id or by number, whatever the path says.
     let constraint = body.name.rsplit_once("/policies/").map(|(_, constraint)| constraint.to_owned());
     let constraint = constraint.filter(|constraint| !constraint.is_empty() && !constraint.contains('/'));
@@ -179,7 +174,7 @@ fn create(control: &Control, call: &Call, caller: &Caller, parent: &str) -> Answ
 
 /// The mask can name the one part of a policy that is obeyed, or everything, which is the same.
 fn update(control: &Control, call: &Call, caller: &Caller, parent: &str, constraint: &str) -> Answer {
-    let body = Body::read(call)?;
+    let body: Body = call.read()?;
     for field in call.query.get("updateMask").unwrap_or("*").split(',') {
         match field {
             "*" | "policy" | "policy.spec" | "spec" => {}

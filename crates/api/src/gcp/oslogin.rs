@@ -36,11 +36,6 @@ struct Body {
 }
 
 impl Body {
-    fn read(call: &Call) -> Result<Body, Fault> {
-        serde_json::from_value(call.json()?)
-            .map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))
-    }
-
     fn expires(&self) -> Result<Option<Timestamp>, Fault> {
         let Some(value) = &self.expiration_time_usec else { return Ok(None) };
         let number = value.as_i64().or_else(|| value.as_str()?.parse().ok()).filter(|at| *at >= 0);
@@ -69,14 +64,14 @@ pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
             Ok(Reply::json(show(&os_login::profile(control, caller, user, project)?)))
         }
         (&Method::POST, [], Some("importSshPublicKey")) => {
-            let key = Body::read(call)?.wanted()?;
+            let key = call.read::<Body>()?.wanted()?;
             // Without a key it makes an account and nothing else.
             let key = Some(key).filter(|key| !key.key.is_empty());
             let profile = os_login::import(control, caller, user, key, project)?;
             Ok(Reply::json(json!({"loginProfile": show(&profile)})))
         }
         (&Method::POST, ["sshPublicKeys"], None) => {
-            let key = Body::read(call)?.wanted()?;
+            let key = call.read::<Body>()?.wanted()?;
             let print = os_login::fingerprint(&key.key)?;
             os_login::import(control, caller, user, Some(key.clone()), None)?;
             Ok(Reply::json(show_key(user, &print, &key)))
@@ -103,7 +98,7 @@ fn key(control: &Control, call: &Call, caller: &Caller, user: &str, print: &str)
             Ok(Reply::json(show_key(user, print, key)))
         }
         Method::PATCH => {
-            let body = Body::read(call)?;
+            let body: Body = call.read()?;
             let mask = call.query.get("updateMask").unwrap_or("key,expirationTimeUsec");
             let (mut line, mut expires) = (None, None);
             for field in mask.split(',') {

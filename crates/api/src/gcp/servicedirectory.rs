@@ -15,7 +15,7 @@ use model::{
     limits::{DIRECTORY_RESOLVED_DEFAULT, DIRECTORY_RESOLVED_MAX},
     project::REGIONS,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Cloud;
@@ -52,10 +52,6 @@ struct ResolveBody {
     max_endpoints: Option<i64>,
     #[serde(default)]
     endpoint_filter: String,
-}
-
-fn read<T: DeserializeOwned>(call: &Call) -> Result<T, Fault> {
-    serde_json::from_value(call.json()?).map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))
 }
 
 impl Body {
@@ -115,7 +111,7 @@ fn namespaces(call: &Call, asked: &Asked<'_>, rest: &[&str]) -> Answer {
     match (&call.method, rest) {
         (&Method::GET, []) => list(call, "namespaces", asked.namespaces()?.iter().map(namespace).collect()),
         (&Method::POST, []) => {
-            let body: Body = read(call)?;
+            let body: Body = call.read()?;
             Ok(Reply::json(namespace(&asked.create_namespace(id(&call.query, "namespaceId"), &body.labels)?)))
         }
         (&Method::GET, [name]) => Ok(Reply::json(namespace(&asked.namespace(name)?))),
@@ -130,7 +126,7 @@ fn services(call: &Call, asked: &Asked<'_>, within: &str, rest: &[&str]) -> Answ
     match (&call.method, rest) {
         (&Method::GET, []) => list(call, "services", asked.services(within)?.iter().map(service).collect()),
         (&Method::POST, []) => {
-            let annotations = read::<Body>(call)?.annotations.unwrap_or_default();
+            let annotations = call.read::<Body>()?.annotations.unwrap_or_default();
             let name = (within, id(&call.query, "serviceId"));
             Ok(Reply::json(service(&asked.create_service(name, &annotations)?)))
         }
@@ -138,7 +134,7 @@ fn services(call: &Call, asked: &Asked<'_>, within: &str, rest: &[&str]) -> Answ
             Ok(Reply::json(service(&asked.service((within, name), "servicedirectory.services.get")?)))
         }
         (&Method::PATCH, [name]) => {
-            let annotations = read::<Body>(call)?.annotations.unwrap_or_default();
+            let annotations = call.read::<Body>()?.annotations.unwrap_or_default();
             let mask = mask(&call.query, &["annotations"])?;
             let annotations = (!mask.is_empty()).then_some(&annotations);
             Ok(Reply::json(service(&asked.update_service((within, name), annotations)?)))
@@ -162,13 +158,13 @@ fn endpoints(call: &Call, asked: &Asked<'_>, of: (&str, &str), rest: &[&str]) ->
             list(call, "endpoints", all_endpoints(&asked.control.read(), &found).collect())
         }
         (&Method::POST, []) => {
-            let (name, draft) = (id(&call.query, "endpointId"), read::<Body>(call)?.draft(None)?);
+            let (name, draft) = (id(&call.query, "endpointId"), call.read::<Body>()?.draft(None)?);
             show(&asked.create_endpoint(of, name, &draft)?, name)
         }
         (&Method::GET, [name]) => show(&asked.service(of, "servicedirectory.endpoints.get")?, name),
         (&Method::PATCH, [name]) => {
             let mask = mask(&call.query, &["annotations", "address", "port"])?;
-            show(&asked.update_endpoint(of, name, &read::<Body>(call)?.draft(Some(&mask))?)?, name)
+            show(&asked.update_endpoint(of, name, &call.read::<Body>()?.draft(Some(&mask))?)?, name)
         }
         (&Method::DELETE, [name]) => nothing(asked.delete_endpoint(of, name)),
         _ => Err(error::unknown_method()),
@@ -177,7 +173,7 @@ fn endpoints(call: &Call, asked: &Asked<'_>, of: (&str, &str), rest: &[&str]) ->
 
 /// Source: `services.resolve`, with its bounds for the number of endpoints.
 fn resolve(call: &Call, asked: &Asked<'_>, name: (&str, &str)) -> Answer {
-    let body: ResolveBody = read(call)?;
+    let body: ResolveBody = call.read()?;
     if !body.endpoint_filter.is_empty() {
         return Err(Fault::not_enforced("endpointFilter"));
     }
