@@ -18,6 +18,7 @@ pub mod gcp;
 pub mod host;
 pub mod list;
 pub mod mask;
+mod paging;
 pub mod relay;
 pub mod reply;
 pub mod schema;

@@ -15,10 +15,11 @@ use super::Cloud;
 use crate::{
     call::{Answer, Call},
     error,
+    paging::{Order, Paging},
     reply::Reply,
 };
 
-const PAGE_MAX: usize = 100;
+const PAGES: Paging = Paging { size: "maxResults", default: 100, max: 100, order: Order::AsGiven };
 
 pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     let caller = cloud.caller(call, "google.cloud.dns.v1")?;
@@ -65,19 +66,14 @@ fn find(all: Vec<Namespace>, name: &str) -> Result<(Namespace, Zone), Fault> {
     })
 }
 
-/// A page begins at the item whose place its token is.
-fn list(call: &Call, kind: &str, field: &str, mut items: Vec<Value>) -> Answer {
-    let from = call.query.number("pageToken")?.map_or(0, |at| usize::try_from(at).unwrap_or(usize::MAX));
-    let size = match call.query.number("maxResults")? {
-        None | Some(0) => PAGE_MAX,
-        Some(size) => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
-    };
-    items.drain(..from.min(items.len()));
-    let more = items.len() > size;
-    items.truncate(size);
+/// The items are there even when there are none.
+fn list(call: &Call, kind: &str, field: &str, items: Vec<Value>) -> Answer {
+    // Record sets of one name differ in their type.
+    let key = |item: &Value| ["name", "type"].map(|field| item[field].as_str().unwrap_or_default()).join("/");
+    let (items, next) = PAGES.page(&call.query, items.into_iter().map(|item| (key(&item), item)).collect())?;
     let mut shown = json!({"kind": kind, field: items});
-    if more {
-        shown["nextPageToken"] = (from + size).to_string().into();
+    if let Some(token) = next {
+        shown["nextPageToken"] = token.into();
     }
     Ok(Reply::json(shown))
 }

@@ -25,11 +25,13 @@ use super::{Cloud, policy};
 use crate::{
     call::{Answer, Call},
     error,
+    paging::{Order, Paging},
     reply::Reply,
 };
 
 /// Deprecated everywhere and the same for every account. Source: IAM's answers.
 const ETAG: &str = "MDEwMjE5MjA=";
+const ACCOUNT_PAGES: Paging = Paging { size: "pageSize", default: 20, max: 100, order: Order::ByKey };
 
 pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     let caller = &cloud.caller(call, "google.iam.admin.v1.IAM")?;
@@ -51,7 +53,9 @@ pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
             Ok(Reply::json(account_json(&account)))
         }
         (&Method::GET, ["v1", "projects", project, "serviceAccounts"], None) => {
-            list_accounts(call, &accounts::list(control, caller, project)?)
+            let all = accounts::list(control, caller, project)?;
+            let shown = all.iter().map(|account| (account.email.clone(), account_json(account)));
+            ACCOUNT_PAGES.list(&call.query, "accounts", shown.collect())
         }
         (_, ["v1", "projects", project, "serviceAccounts", account], _) => {
             one_account(control, call, caller, name(project, account))
@@ -231,25 +235,6 @@ fn account_json(a: &ServiceAccount) -> Value {
         shown["disabled"] = true.into();
     }
     shown
-}
-
-fn list_accounts(call: &Call, all: &[ServiceAccount]) -> Answer {
-    let size = match call.query.number("pageSize")? {
-        None | Some(0) => 20,
-        Some(size) => usize::try_from(size).unwrap_or(100).min(100),
-    };
-    // A page begins after the account that its token names.
-    let after = call.query.get("pageToken").unwrap_or("");
-    let rest: Vec<&ServiceAccount> = all.iter().filter(|a| a.email.as_str() > after).collect();
-    let page = &rest[..rest.len().min(size)];
-    let mut shown = json!({});
-    if !page.is_empty() {
-        shown["accounts"] = page.iter().map(|a| account_json(a)).collect();
-    }
-    if let (true, Some(last)) = (rest.len() > size, page.last()) {
-        shown["nextPageToken"] = last.email.as_str().into();
-    }
-    Ok(Reply::json(shown))
 }
 
 /// Source: IAM, keys that Google made for users never end.

@@ -18,10 +18,14 @@ use model::{
 use serde_json::{Value, json};
 
 use super::{run::Asked, run_v1};
-use crate::{call::Answer, error, reply::Reply};
+use crate::{
+    call::Answer,
+    error,
+    paging::{Order, Paging},
+    reply::Reply,
+};
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1_000;
+const PAGES: Paging = Paging { size: "pageSize", default: 100, max: 1_000, order: Order::AsGiven };
 
 /// Everything of v2 but operations, policies and locations.
 pub(super) fn route(asked: &Asked<'_>) -> Answer {
@@ -46,7 +50,7 @@ pub(super) fn route(asked: &Asked<'_>) -> Answer {
             )?;
             let world = asked.control.read();
             let shown = found.iter().map(|r| (r.uid.clone(), show::revision(&world, r))).collect();
-            page(asked, "revisions", shown)
+            PAGES.list(&asked.call.query, "revisions", shown)
         }
         (&Method::GET, ["services", name, "revisions", revision]) => {
             let key = revision_key(asked, project, region, name, revision)?;
@@ -176,28 +180,6 @@ fn list(asked: &Asked<'_>, project: &str, region: &str) -> Answer {
     }
     let found = asked.client().list(project, Some(&asked.region(region)?))?;
     let world = asked.control.read();
-    page(asked, "services", found.iter().map(|s| (s.uid.clone(), show::service(&world, s))).collect())
-}
-
-/// A page begins after the item whose uid its token is.
-fn page(asked: &Asked<'_>, field: &str, mut items: Vec<(String, Value)>) -> Answer {
-    let query = &asked.call.query;
-    if let Some(token) = query.get("pageToken").filter(|t| !t.is_empty()) {
-        let at = items.iter().position(|(uid, _)| uid == token);
-        items.drain(..=at.ok_or_else(|| Fault::invalid("The page token is invalid."))?);
-    }
-    let size = match query.number("pageSize")? {
-        None | Some(0) => PAGE_DEFAULT,
-        Some(size) => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
-    };
-    let more = items.len() > size;
-    items.truncate(size);
-    let mut shown = json!({});
-    if let (true, Some((uid, _))) = (more, items.last()) {
-        shown["nextPageToken"] = uid.as_str().into();
-    }
-    if !items.is_empty() {
-        shown[field] = items.into_iter().map(|(_, value)| value).collect();
-    }
-    Ok(Reply::json(shown))
+    let shown = found.iter().map(|s| (s.uid.clone(), show::service(&world, s)));
+    PAGES.list(&asked.call.query, "services", shown.collect())
 }

@@ -22,11 +22,11 @@ use super::Cloud;
 use crate::{
     call::{Answer, Call, Query},
     error,
+    paging::{Order, Paging},
     reply::Reply,
 };
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1_000;
+const PAGES: Paging = Paging { size: "pageSize", default: 100, max: 1_000, order: Order::ByKey };
 
 /// Any resource: each has some of these. What is the server's own is dropped.
 #[derive(Default, Deserialize)]
@@ -109,7 +109,7 @@ fn locations(control: &Control, caller: &Caller, project: &str) -> Answer {
 
 fn namespaces(call: &Call, asked: &Asked<'_>, rest: &[&str]) -> Answer {
     match (&call.method, rest) {
-        (&Method::GET, []) => list(call, "namespaces", asked.namespaces()?.iter().map(namespace).collect()),
+        (&Method::GET, []) => list(call, "namespaces", asked.namespaces()?.iter().map(namespace)),
         (&Method::POST, []) => {
             let body: Body = call.read()?;
             Ok(Reply::json(namespace(&asked.create_namespace(id(&call.query, "namespaceId"), &body.labels)?)))
@@ -124,7 +124,7 @@ fn namespaces(call: &Call, asked: &Asked<'_>, rest: &[&str]) -> Answer {
 
 fn services(call: &Call, asked: &Asked<'_>, within: &str, rest: &[&str]) -> Answer {
     match (&call.method, rest) {
-        (&Method::GET, []) => list(call, "services", asked.services(within)?.iter().map(service).collect()),
+        (&Method::GET, []) => list(call, "services", asked.services(within)?.iter().map(service)),
         (&Method::POST, []) => {
             let annotations = call.read::<Body>()?.annotations.unwrap_or_default();
             let name = (within, id(&call.query, "serviceId"));
@@ -155,7 +155,7 @@ fn endpoints(call: &Call, asked: &Asked<'_>, of: (&str, &str), rest: &[&str]) ->
     match (&call.method, rest) {
         (&Method::GET, []) => {
             let found = asked.service(of, "servicedirectory.endpoints.list")?;
-            list(call, "endpoints", all_endpoints(&asked.control.read(), &found).collect())
+            list(call, "endpoints", all_endpoints(&asked.control.read(), &found))
         }
         (&Method::POST, []) => {
             let (name, draft) = (id(&call.query, "endpointId"), call.read::<Body>()?.draft(None)?);
@@ -208,30 +208,14 @@ fn mask<'a>(query: &'a Query, known: &[&str]) -> Result<Vec<&'a str>, Fault> {
     }
 }
 
-/// A page begins after the item that its token names.
-fn list(call: &Call, field: &str, mut items: Vec<Value>) -> Answer {
+fn list(call: &Call, field: &str, items: impl Iterator<Item = Value>) -> Answer {
     for unknown in ["filter", "orderBy"] {
         if call.query.get(unknown).is_some_and(|text| !text.is_empty()) {
             return Err(Fault::not_enforced(unknown));
         }
     }
-    let size = match call.query.number("pageSize")? {
-        None | Some(0) => PAGE_DEFAULT,
-        Some(size) => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
-    };
     let name = |item: &Value| item["name"].as_str().unwrap_or_default().to_owned();
-    let after = call.query.get("pageToken").unwrap_or_default();
-    items.retain(|item| name(item).as_str() > after);
-    let more = items.len() > size;
-    items.truncate(size);
-    let mut shown = json!({});
-    if let (true, Some(last)) = (more, items.last()) {
-        shown["nextPageToken"] = name(last).into();
-    }
-    if !items.is_empty() {
-        shown[field] = items.into();
-    }
-    Ok(Reply::json(shown))
+    PAGES.list(&call.query, field, items.map(|item| (name(&item), item)).collect())
 }
 
 fn location(project: &str, region: &str) -> Value {

@@ -9,13 +9,13 @@ use super::Cloud;
 use crate::{
     call::{Answer, Call},
     error,
+    paging::{Order, Paging},
     reply::Reply,
 };
 
 /// Services in one `batchEnable`. Source: Service Usage.
 const BATCH_MAX: usize = 20;
-const PAGE_DEFAULT: usize = 50;
-const PAGE_MAX: usize = 200;
+const PAGES: Paging = Paging { size: "pageSize", default: 50, max: 200, order: Order::ByKey };
 
 pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     let caller = cloud.caller(call, "google.api.serviceusage.v1.ServiceUsage")?;
@@ -111,23 +111,7 @@ fn list(call: &Call, project: &Project) -> Answer {
             )));
         }
     };
-    let size = match call.query.number("pageSize")? {
-        None | Some(0) => PAGE_DEFAULT,
-        Some(size) => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
-    };
-    // A page begins after the service that its token names.
-    let after = call.query.get("pageToken").unwrap_or("");
-    let mut apis: Vec<&Api> =
-        APIS.iter().filter(|api| api.name > after && wanted.is_none_or(|w| state(project, api) == w)).collect();
-    apis.sort_by_key(|api| api.name);
-    let more = apis.len() > size;
-    apis.truncate(size);
-    let mut shown = json!({});
-    if !apis.is_empty() {
-        shown["services"] = apis.iter().map(|api| service(project, api)).collect();
-    }
-    if let (true, Some(last)) = (more, apis.last()) {
-        shown["nextPageToken"] = last.name.into();
-    }
-    Ok(Reply::json(shown))
+    let found = APIS.iter().filter(|api| wanted.is_none_or(|wanted| state(project, api) == wanted));
+    let shown = found.map(|api| (api.name.to_owned(), service(project, api)));
+    PAGES.list(&call.query, "services", shown.collect())
 }
