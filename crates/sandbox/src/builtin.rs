@@ -6,9 +6,10 @@ use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{Context, SHA256, digest};
 
 use crate::{image::ImageConfig, rootfs::layer_name};
 
@@ -26,7 +27,7 @@ const HELLO_BEFORE: &str = "gcr.io/cloudrun/hello";
 pub fn images() -> Vec<(String, ImageConfig)> {
     let layer = layer_digest();
     [(HELLO, "/hello"), (HELLO_BEFORE, "/hello"), (JOB, "/job")]
-        .map(|(image, program)| (image.to_owned(), config(program, &layer)))
+        .map(|(image, program)| (image.to_owned(), config(program, layer)))
         .into()
 }
 
@@ -34,7 +35,7 @@ pub fn images() -> Vec<(String, ImageConfig)> {
 pub fn install(state_dir: &Path) -> io::Result<Vec<(String, ImageConfig)>> {
     let layer = layer_digest();
     let layers = state_dir.join("layers");
-    let name = layer_name(&layer).expect("made by layer_digest");
+    let name = layer_name(layer).expect("made by layer_digest");
     let place = layers.join(name);
     if !place.exists() {
         fs::create_dir_all(&layers)?;
@@ -55,11 +56,18 @@ pub fn install(state_dir: &Path) -> io::Result<Vec<(String, ImageConfig)>> {
 /// Where [`install`] has put the program of a VM's pid 1.
 pub(crate) fn init(state_dir: &Path) -> PathBuf {
     let layer = layer_digest();
-    state_dir.join("layers").join(layer_name(&layer).expect("made by layer_digest")).join("init")
+    state_dir.join("layers").join(layer_name(layer).expect("made by layer_digest")).join("init")
 }
 
-fn layer_digest() -> String {
-    sha256(&[b"tombolo built-in layer 1\n", PROGRAM].concat())
+/// Computed once: it takes a millisecond, and each sandbox asks.
+fn layer_digest() -> &'static str {
+    static LAYER: LazyLock<String> = LazyLock::new(|| {
+        let mut context = Context::new(&SHA256);
+        context.update(b"tombolo built-in layer 1\n");
+        context.update(PROGRAM);
+        hex(context.finish().as_ref())
+    });
+    &LAYER
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
