@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    buffer::spare_capacity,
     event::{PollFd, PollFlags, Timespec, poll},
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt},
 };
@@ -289,9 +290,10 @@ impl Socket {
     }
 
     fn read_datagram(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; DATAGRAM_BYTES_MAX];
-        let (len, _) = rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut bytes[..], RecvFlags::empty()))?;
-        bytes.truncate(len);
+        let mut bytes = Vec::with_capacity(DATAGRAM_BYTES_MAX);
+        rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, spare_capacity(&mut bytes), RecvFlags::empty()))?;
+        // A dump is many datagrams that are far smaller than they may be.
+        bytes.shrink_to_fit();
         Ok(bytes)
     }
 }
