@@ -55,7 +55,12 @@ fn an_endpoint_is_reached_by_its_name_from_its_own_network_as_long_as_it_is_ther
     let address = scene.consumer.endpoint("shop", ATTACHMENT, None);
     assert_eq!(resolve(&scene.vm, &name), address, "right after the operation is done");
     assert_eq!(scene.vm.status(&format!("http://{name}/"), &token), 200);
-    assert_eq!(resolve(&scene.vm, &format!("other.{DOMAIN}")), "", "the zone knows no other");
+    let why = |name: &str| journey.cloud.tombolo("why", &["--json", "--project", &scene.consumer.project, "vm", name]);
+    let said: Value = serde_json::from_str(&why(&name).out).unwrap();
+    assert_eq!((&said["verdict"], &said["to"]["address"]), (&json!("reached"), &json!(address)), "{said}");
+    let unknown = format!("other.{DOMAIN}");
+    assert_eq!(resolve(&scene.vm, &unknown), "", "the zone knows no other");
+    assert!(why(&unknown).err.contains(&unknown), "{:?}", why(&unknown));
     let stranger = journey.other_consumer("named-2", "10.1.0.0/24");
     let outside = stranger.vm("vm-outside", None);
     assert_eq!(resolve(&outside, &name), "", "from another network");
