@@ -282,10 +282,8 @@ impl Journey {
     pub fn forbid(&self, consumer: &str) {
         const CRM: &str = "cloudresourcemanager.googleapis.com";
         let organization = format!("/v1/{}", control::projects::ORGANIZATION);
-        let mut policy = self.say("POST", CRM, &format!("{organization}:getIamPolicy"), json!({}));
         let admin = json!({"role": "roles/orgpolicy.policyAdmin", "members": ["user:admin@tombolo.local"]});
-        policy["bindings"].as_array_mut().expect("an owner").push(admin);
-        self.say("POST", CRM, &format!("{organization}:setIamPolicy"), json!({"policy": policy}));
+        self.cloud.change_policy(CRM, &organization, |bindings| bindings.push(admin));
         journey::enable(&self.client(), PRODUCER, &["orgpolicy.googleapis.com"]).expect("an API that there is");
         let name = format!("projects/{PRODUCER}/policies/{CONSUMERS}");
         let rules = json!([{"values": {"deniedValues": [format!("under:projects/{consumer}")]}}]);
@@ -344,6 +342,14 @@ impl<'j> Vm<'j> {
     pub fn metadata(&self, path: &str) -> String {
         let url = format!("http://metadata.google.internal/computeMetadata/v1/{path}");
         self.sh(&format!("curl -sf -m 10 -H 'Metadata-Flavor: Google' '{url}'")).ok()
+    }
+
+    /// An access token of the VM's service account.
+    #[track_caller]
+    pub fn access_token(&self) -> String {
+        let told = self.metadata("instance/service-accounts/default/token");
+        let told: Value = serde_json::from_str(&told).unwrap_or_else(|why| panic!("{why}: {told}"));
+        told["access_token"].as_str().unwrap_or_else(|| panic!("no token: {told}")).to_owned()
     }
 
     /// An ID token of the VM's service account.

@@ -299,6 +299,19 @@ impl Cloud {
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
         answer.body
     }
+
+    /// Reads the bindings of a resource's policy, and writes them back as `edit` leaves them.
+    #[track_caller]
+    pub fn change_policy(&self, host: &str, resource: &str, edit: impl FnOnce(&mut Vec<Value>)) {
+        let read = self.call("POST", host, &format!("{resource}:getIamPolicy"), Some(json!({})));
+        assert_eq!(read.status, 200, "{resource}: {}", read.body);
+        let mut policy = read.body;
+        let mut bindings = policy["bindings"].as_array().cloned().unwrap_or_default();
+        edit(&mut bindings);
+        policy["bindings"] = bindings.into();
+        let written = self.call("POST", host, &format!("{resource}:setIamPolicy"), Some(json!({"policy": policy})));
+        assert_eq!(written.status, 200, "{resource}: {}", written.body);
+    }
 }
 
 impl Drop for Cloud {

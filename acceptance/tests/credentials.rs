@@ -56,12 +56,8 @@ impl Scene {
     }
 
     fn bind(&self, host: &str, resource: &str, member: &str, role: &str) {
-        let client = client(&self.cloud);
-        let mut policy = client.ok("POST", host, &format!("{resource}:getIamPolicy"), Some(&json!({}))).unwrap();
-        let mut bindings = policy["bindings"].as_array().cloned().unwrap_or_default();
-        bindings.push(json!({"role": role, "members": [member]}));
-        policy["bindings"] = bindings.into();
-        client.ok("POST", host, &format!("{resource}:setIamPolicy"), Some(&json!({"policy": policy}))).unwrap();
+        let binding = json!({"role": role, "members": [member]});
+        self.cloud.change_policy(host, resource, |bindings| bindings.push(binding));
     }
 
     fn as_puppet(&self, token: &str, verb: &str, body: Value) -> Answer {

@@ -10,7 +10,7 @@ use std::{
 
 use acceptance::{
     Cloud, Home, REGION, Said, ZONE, installed,
-    journey::client,
+    journey::{Vm, client},
     tunnel::{Refused, Tunnel, Way},
     until,
 };
@@ -79,6 +79,19 @@ impl Scene {
                 "allowed": [{"IPProtocol": "tcp", "ports": ["22"]}],
             }),
         );
+    }
+
+    fn vm(&self) -> Vm<'_> {
+        Vm::find(&self.cloud, P, VM)
+    }
+
+    /// Adds a member to a role of the project.
+    fn grant(&self, role: &str, member: &str) {
+        self.change_policy(|bindings| bindings.push(json!({"role": role, "members": [member]})));
+    }
+
+    fn change_policy(&self, edit: impl FnOnce(&mut Vec<Value>)) {
+        self.cloud.change_policy("cloudresourcemanager.googleapis.com", &format!("/v1/projects/{P}"), edit);
     }
 
     fn verb(&self, verb: &str) {
@@ -191,24 +204,11 @@ fn a_refused_tunnel_says_why() {
     assert!(matches!(way.websocket(&host).err(), Some(Refused::Status(400))), "hosts are not served");
 
     // An editor of the project is nobody here until it gets the role.
-    let account = "curl -sf -H Metadata-Flavor:Google \
-                   http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default";
-    let told = scene.cloud.in_vm(VM, &format!("{account}/token")).ok();
-    let token = serde_json::from_str::<Value>(&told).unwrap()["access_token"].as_str().unwrap().to_owned();
-    let email = scene.cloud.in_vm(VM, &format!("{account}/email")).ok();
-    let theirs = Way { token, ..way.clone() };
+    let email = scene.vm().metadata("instance/service-accounts/default/email");
+    let theirs = Way { token: scene.vm().access_token(), ..way.clone() };
     assert_eq!(closed(&theirs), (4033, "not authorized".to_owned()));
     assert_eq!(closed(&Way { instance: "nobody".into(), ..theirs.clone() }).0, 4033, "nor whether there is a VM");
-    let policy = scene
-        .cloud
-        .call("POST", "cloudresourcemanager.googleapis.com", &format!("/v1/projects/{P}:getIamPolicy"), Some(json!({})))
-        .body;
-    let mut changed = policy.clone();
-    let binding = json!({"role": "roles/iap.tunnelResourceAccessor", "members": [format!("serviceAccount:{email}")]});
-    changed["bindings"].as_array_mut().unwrap().push(binding);
-    let path = format!("/v1/projects/{P}:setIamPolicy");
-    let set = scene.cloud.call("POST", "cloudresourcemanager.googleapis.com", &path, Some(json!({"policy": changed})));
-    assert_eq!(set.status, 200, "{}", set.body);
+    scene.grant("roles/iap.tunnelResourceAccessor", &format!("serviceAccount:{email}"));
     assert!(theirs.open().is_ok());
 
     scene.verb("stop");
@@ -234,13 +234,7 @@ fn a_session_is_its_owners_and_is_used_once_at_a_time() {
     let mine = &scene.cloud.token;
     assert_eq!(reconnect(mine, "0123456789abcdef", 0), 4001, "there is no such session");
     assert_eq!(reconnect(mine, &sid, 0), 4002, "it is in use");
-    let theirs = scene.cloud.in_vm(
-        VM,
-        "curl -sf -H Metadata-Flavor:Google \
-         http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
-    );
-    let theirs = serde_json::from_str::<Value>(&theirs.ok()).unwrap()["access_token"].as_str().unwrap().to_owned();
-    assert_eq!(reconnect(&theirs, &sid, 0), 4033, "it is somebody else's");
+    assert_eq!(reconnect(&scene.vm().access_token(), &sid, 0), 4033, "it is somebody else's");
     tunnel.cut().unwrap();
     tunnel.send(b"SSH-2.0-test\r\n").unwrap();
     assert!(!tunnel.receive().unwrap().is_empty(), "the tunnel goes on");
@@ -322,29 +316,6 @@ fn who_may_log_in_is_what_the_metadata_says_now_and_the_vm_is_known_again_after_
     assert!(enters("bob", "bob"), "the host key is the one that the client remembers");
 }
 
-/// Adds a member to a role of the project.
-fn grant(scene: &Scene, role: &str, member: &str) {
-    let call = |verb: &str, body: Value| {
-        let path = format!("/v1/projects/{P}:{verb}");
-        let said = scene.cloud.call("POST", "cloudresourcemanager.googleapis.com", &path, Some(body));
-        assert_eq!(said.status, 200, "{}", said.body);
-        said.body
-    };
-    let mut policy = call("getIamPolicy", json!({}));
-    policy["bindings"].as_array_mut().unwrap().push(json!({"role": role, "members": [member]}));
-    call("setIamPolicy", json!({"policy": policy}));
-}
-
-fn revoke(scene: &Scene, role: &str) {
-    let call = |verb: &str, body: Value| {
-        let path = format!("/v1/projects/{P}:{verb}");
-        scene.cloud.call("POST", "cloudresourcemanager.googleapis.com", &path, Some(body)).body
-    };
-    let mut policy = call("getIamPolicy", json!({}));
-    policy["bindings"].as_array_mut().unwrap().retain(|binding| binding["role"] != role);
-    call("setIamPolicy", json!({"policy": policy}));
-}
-
 #[test]
 fn with_os_login_roles_open_the_vm_to_people_with_keys_of_their_own() {
     if !installed("ssh", "OS Login") {
@@ -386,10 +357,10 @@ fn with_os_login_roles_open_the_vm_to_people_with_keys_of_their_own() {
     let key = json!({"key": scene.keygen("robot")});
     let user = format!("sa_{id}");
     assert_eq!(import(token, email, &key).status, 403, "it does not see the project");
-    grant(&scene, "roles/compute.osLogin", &member);
+    scene.grant("roles/compute.osLogin", &member);
     assert_eq!(import(token, email, &key).status, 200);
     assert!(!enters(&user, "robot"), "it may not act as the VM's account");
-    grant(&scene, "roles/iam.serviceAccountUser", &member);
+    scene.grant("roles/iam.serviceAccountUser", &member);
     let said = scene.ssh_says(&user, "robot", "id -un; id -Gn").ok();
     assert_eq!(said, format!("{user}\n{user}"), "no administrator");
     assert!(!enters(&user, "ada") && !enters("admin_tombolo_local", "robot"), "with nobody else's key");
@@ -398,7 +369,7 @@ fn with_os_login_roles_open_the_vm_to_people_with_keys_of_their_own() {
     assert!(!enters(&user, "robot"), "the key's time is over");
     assert_eq!(import(token, email, &key).status, 200);
     assert!(enters(&user, "robot"));
-    revoke(&scene, "roles/compute.osLogin");
+    scene.change_policy(|bindings| bindings.retain(|binding| binding["role"] != "roles/compute.osLogin"));
     assert!(!enters(&user, "robot"), "the role is gone, and the door closed");
 
     if installed("gcloud", "gcloud compute ssh with OS Login") {
@@ -445,14 +416,8 @@ fn gcloud_logs_in_runs_commands_and_copies_files_through_the_proxy() {
     scp(&format!("ada@{VM}:there.txt"), &back.display().to_string());
     assert_eq!(std::fs::read_to_string(&back).unwrap(), "over and back\n");
 
-    let stranger = scene.cloud.in_vm(
-        VM,
-        "curl -sf -H Metadata-Flavor:Google \
-         http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token",
-    );
-    let stranger = serde_json::from_str::<Value>(&stranger.ok()).unwrap()["access_token"].as_str().unwrap().to_owned();
     let file = scene.home.join("token");
-    std::fs::write(&file, stranger).unwrap();
+    std::fs::write(&file, scene.vm().access_token()).unwrap();
     let refused = scene.gcloud(&format!(
         "compute start-iap-tunnel {VM} 22 --local-host-port=localhost:0 @HERE --access-token-file={}",
         file.display()

@@ -46,13 +46,10 @@ fn robot(cloud: &Cloud, home: &Home) -> PathBuf {
     let account = client.ok("POST", iam, &accounts, Some(&json!({"accountId": "pipeline"}))).unwrap();
     let email = account["email"].as_str().expect("an address");
     for project in [PRODUCER, CONSUMER] {
+        let roles = ["roles/owner", "roles/iap.tunnelResourceAccessor"];
+        let binding = |role| json!({"role": role, "members": [format!("serviceAccount:{email}")]});
         let (crm, path) = ("cloudresourcemanager.googleapis.com", format!("/v1/projects/{project}"));
-        let mut policy = client.ok("POST", crm, &format!("{path}:getIamPolicy"), Some(&json!({}))).unwrap();
-        for role in ["roles/owner", "roles/iap.tunnelResourceAccessor"] {
-            let binding = json!({"role": role, "members": [format!("serviceAccount:{email}")]});
-            policy["bindings"].as_array_mut().expect("an owner").push(binding);
-        }
-        client.ok("POST", crm, &format!("{path}:setIamPolicy"), Some(&json!({"policy": policy}))).unwrap();
+        cloud.change_policy(crm, &path, |bindings| bindings.extend(roles.map(binding)));
     }
     let key = client.ok("POST", iam, &format!("{accounts}/{email}/keys"), Some(&json!({}))).unwrap();
     let file = key["privateKeyData"].as_str().expect("a key file");

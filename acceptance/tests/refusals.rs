@@ -95,7 +95,6 @@ fn every_forged_stale_or_misdirected_token_is_answered_401_and_the_good_one_200(
     let by_public_key =
         |message: &[u8]| hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, pem.as_bytes()), message).as_ref().to_vec();
     let stranger = SigningKey::generate().unwrap();
-    let access: Value = serde_json::from_str(&vm.metadata("instance/service-accounts/default/token")).unwrap();
     let mut altered = claims.clone();
     altered["email"] = json!("somebody@else.example");
     let tokens = [
@@ -121,7 +120,7 @@ fn every_forged_stale_or_misdirected_token_is_answered_401_and_the_good_one_200(
             jws(&header, &altered, |_| base64::decode(Form::Url, good.rsplit('.').next().unwrap()).unwrap()),
             401,
         ),
-        ("an access token", access["access_token"].as_str().expect("an access token").to_owned(), 401),
+        ("an access token", vm.access_token(), 401),
     ];
     let mut wrong = Vec::new();
     for (what, token, want) in &tokens {
@@ -235,8 +234,8 @@ fn nobody_calls_an_api_without_a_credential_of_this_cloud() {
 fn an_account_of_one_project_is_nobody_in_another() {
     let journey = journey();
     let vm = Vm::find(&journey.cloud, CONSUMER, "test-vm");
-    let access: Value = serde_json::from_str(&vm.metadata("instance/service-accounts/default/token")).unwrap();
-    let token = access["access_token"].as_str();
+    let access = vm.access_token();
+    let token = Some(access.as_str());
     let mine = format!("/compute/v1/projects/{CONSUMER}/global/networks");
     assert_eq!(journey.cloud.call_as(token, "GET", "compute.googleapis.com", &mine, None).status, 200, "at home");
     for (host, path) in calls(PRODUCER) {
