@@ -27,6 +27,8 @@ pub mod psc;
 pub mod random;
 pub mod run;
 mod sweep;
+#[cfg(test)]
+mod testing;
 pub mod tokens;
 pub mod why;
 pub mod world;

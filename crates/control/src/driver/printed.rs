@@ -212,54 +212,18 @@ fn probe_place(container: &Container) -> String {
 
 #[cfg(test)]
 mod tests {
-    use model::{
-        record::{PrintedLine, Stream},
-        run::ServiceKey,
-    };
+    use model::record::{PrintedLine, Stream};
 
     use super::*;
-    use crate::world::SeatRecord;
+    use crate::testing;
 
     fn world() -> World {
-        let service = ServiceKey {
-            project: "producer-1".parse().expect("an id"),
-            region: "us-west1".parse().expect("a region"),
-            name: "hello".into(),
-        };
-        let key = model::run::RevisionKey { service, name: "hello-00001-abc".into() };
-        let template = serde_json::from_value(serde_json::json!({
-            "name": null, "labels": {"team": "a", "client.knative.dev/user-image": "x"}, "annotations": {},
-            "concurrency": 80, "timeout_s": 300, "service_account": "a", "scaling": {"min": 0, "max": null},
-            "container": {
-                "name": "hello-1", "image": "i", "command": [], "args": [], "env": [], "working_dir": null, "port": 8080,
-                "cpu_millis": 1000, "memory_bytes": 512 << 20, "limits_written": {},
-                "startup_probe": Probe::default_for(8_080),
-            },
-        }))
-        .expect("a template");
+        let mut revision = testing::revision();
+        let labels = [("team", "a"), ("client.knative.dev/user-image", "x")];
+        revision.template.labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let mut world = World::default();
-        world.revisions.insert(
-            key.clone(),
-            model::run::Revision {
-                key: key.clone(),
-                uid: "r".into(),
-                created: Timestamp(0),
-                number: 1,
-                creator: String::new(),
-                template,
-                image_digest: String::new(),
-                state: model::run::RevisionState::Deploying,
-            },
-        );
-        let holder = Holder::Container {
-            revision: key,
-            v6: "fda3:e722:ac3:1::2".parse().expect("an address"),
-            v4: [169, 254, 64, 2].into(),
-            instance_id: "00ab".into(),
-            created: Timestamp(0),
-        };
-        let seat = SeatRecord { workload: id(), uid_base: 0, incarnation: 1, holder };
-        world.seats.put(seat);
+        world.seats.put(testing::seat(&revision));
+        world.revisions.insert(revision.key.clone(), revision);
         world
     }
 

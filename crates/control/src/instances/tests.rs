@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use model::{
     project::Project,
-    run::{Container, Ingress, RevisionTemplate, Scaling, Service, ServiceKey, TrafficTarget},
+    run::{Ingress, Scaling, Service, TrafficTarget},
 };
 
 use super::*;
 use crate::{
     ops::{Change, Control},
+    testing,
     world::ServiceRecord,
 };
 
@@ -23,57 +24,15 @@ struct Scene {
     now: Timestamp,
 }
 
-fn key() -> RevisionKey {
-    let service = ServiceKey {
-        project: "producer-1".parse().expect("an id"),
-        region: "asia-northeast1".parse().expect("a region"),
-        name: "hello".into(),
-    };
-    RevisionKey { service, name: "hello-00001-abc".into() }
-}
-
-fn template(scaling: Scaling, concurrency: u32) -> RevisionTemplate {
-    RevisionTemplate {
-        name: None,
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        container: Container {
-            name: "hello-1".into(),
-            image: "hello".into(),
-            command: vec![],
-            args: vec![],
-            env: vec![],
-            working_dir: None,
-            port: 8_080,
-            cpu_millis: 1_000,
-            memory_bytes: 512 << 20,
-            limits_written: BTreeMap::new(),
-            startup_probe: Probe::default_for(8_080),
-        },
-        concurrency,
-        timeout_s: 300,
-        service_account: String::new(),
-        scaling,
-    }
-}
-
 impl Scene {
     fn new(state: RevisionState, min: u32, max: u32, concurrency: u32) -> Scene {
         let clock = std::sync::Arc::new(|| Timestamp(0));
         let control = Control::open(std::sync::Arc::new(store::Embedded::in_memory()), clock).expect("an empty store");
-        let key = key();
-        let template = template(Scaling { min, max: Some(max) }, concurrency);
         let ready = matches!(state, RevisionState::Ready { .. });
-        let revision = Revision {
-            key: key.clone(),
-            uid: "r".into(),
-            created: Timestamp(0),
-            number: 1,
-            creator: String::new(),
-            template: template.clone(),
-            image_digest: "sha256:00".into(),
-            state,
-        };
+        let mut revision = Revision { state, ..testing::revision() };
+        revision.template.scaling = Scaling { min, max: Some(max) };
+        revision.template.concurrency = concurrency;
+        let (key, template) = (revision.key.clone(), revision.template.clone());
         let service = ServiceRecord {
             key: key.service.clone(),
             uid: "s".into(),

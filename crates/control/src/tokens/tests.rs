@@ -9,16 +9,11 @@ use std::{
     time::Duration,
 };
 
-use model::{
-    id::WorkloadId,
-    run::{Revision, RevisionKey, RevisionState, ServiceKey},
-};
-
 use super::*;
 use crate::{
     ops::Txn,
     projects::{ADMIN_DEFAULT, Wanted},
-    world::{Holder, SeatRecord},
+    testing,
 };
 
 const START_S: i64 = 1_800_000_000;
@@ -48,7 +43,7 @@ fn scene() -> Scene {
     let address = Ipv4Addr::new(169, 254, 64, 2);
     let account = project.compute_default_account();
     let scene = Scene { control, mint, clock, seat: Seat { realm: Realm::Fabric, address }, account };
-    scene.sit(address);
+    scene.sit();
     scene
 }
 
@@ -61,45 +56,12 @@ impl Scene {
         self.control.commit(push).expect("the store takes it");
     }
 
-    fn sit(&self, v4: Ipv4Addr) {
-        let service = ServiceKey {
-            project: "producer-1".parse().expect("an id"),
-            region: "asia-northeast1".parse().expect("a region"),
-            name: "hello".into(),
-        };
-        let key = RevisionKey { service, name: "hello-00001-abc".into() };
-        let template: model::run::RevisionTemplate = serde_json::from_value(serde_json::json!({
-            "name": null, "labels": {}, "annotations": {}, "concurrency": 80, "timeout_s": 300,
-            "service_account": self.account, "scaling": {"min": 0, "max": null},
-            "container": {
-                "name": "c", "image": "i", "command": [], "args": [], "env": [], "working_dir": null, "port": 8080,
-                "cpu_millis": 1000, "memory_bytes": 1, "limits_written": {},
-                "startup_probe": model::run::Probe::default_for(8_080),
-            },
-        }))
-        .expect("a template");
-        self.commit(Change::Revision(Box::new(Revision {
-            key: key.clone(),
-            uid: "r".into(),
-            created: Timestamp(0),
-            number: 1,
-            creator: String::new(),
-            template,
-            image_digest: String::new(),
-            state: RevisionState::Deploying,
-        })));
-        self.commit(Change::Seat(Box::new(SeatRecord {
-            workload: WorkloadId("run-1".into()),
-            uid_base: 0,
-            incarnation: 1,
-            holder: Holder::Container {
-                revision: key,
-                v6: "fda3:e722:ac3:1::2".parse().expect("an address"),
-                v4,
-                instance_id: "ab".into(),
-                created: Timestamp(0),
-            },
-        })));
+    fn sit(&self) {
+        let mut revision = testing::revision();
+        revision.template.service_account = self.account.clone();
+        let seat = testing::seat(&revision);
+        self.commit(Change::Revision(Box::new(revision)));
+        self.commit(Change::Seat(Box::new(seat)));
     }
 
     fn ask(&self, want: &Want) -> Result<Minted, MintRefusal> {
