@@ -55,9 +55,12 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Says where a rule is broken.
+type Breaches = fn() -> Vec<String>;
+
 /// Checks all rules, counts those that hold, prints the breaches of the others.
 pub fn check(passed: &mut u64) -> bool {
-    let rules: &[(&str, fn() -> Vec<String>)] = &[
+    let rules: &[(&str, Breaches)] = &[
         ("arrows between crates are as drawn", arrows),
         ("every source file opens with what it is for", openings),
         ("unsafe stands in sys.rs alone, each block with its reason", unsafety),

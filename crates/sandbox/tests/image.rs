@@ -185,7 +185,7 @@ fn an_archive_of_docker_save_runs() {
     let scene = Scene::new();
     let program = fs::read(scene.config.state_dir.join("layers").join(&scene.hello[7..]).join("job")).unwrap();
     let layer = Layer::default().dir("bin").add(EntryType::Regular, "bin/job", 0o755, 0, "", &program).done();
-    let config = config(&[layer.clone()]);
+    let config = config(std::slice::from_ref(&layer));
     let name = format!("{}.json", &digest(&config)[7..]);
     let manifest = json!([{"Config": name, "RepoTags": ["job:latest"], "Layers": ["one/layer.tar"]}]).to_string();
     let archive = Layer::default()
@@ -257,7 +257,7 @@ fn content_that_is_not_what_its_digest_says_is_refused() {
 fn a_torn_archive_is_refused() {
     let scene = Scene::new();
     let layer = Layer::default().file("a", &"x".repeat(100_000)).done();
-    let path = layout(&scene.dir.join("image"), &[layer.clone()], |tar| gzip(tar)[..200].to_vec());
+    let path = layout(&scene.dir.join("image"), std::slice::from_ref(&layer), |tar| gzip(tar)[..200].to_vec());
     assert!(refused(&scene, &path).contains("layer sha256:"));
     let path = layout(&scene.dir.join("other"), &[layer], |tar| tar[..50_000].to_vec());
     assert!(refused(&scene, &path).contains("layer sha256:"));
@@ -304,7 +304,8 @@ fn what_is_no_image_or_not_supported_says_so() {
 
 #[test]
 fn what_is_no_plain_file_is_refused_and_not_waited_for() {
-    let make: [(&str, fn(&Path)); 3] = [
+    type Make = fn(&Path);
+    let make: [(&str, Make); 3] = [
         ("pipe", |at| rustix::fs::mknodat(rustix::fs::CWD, at, FileType::Fifo, Mode::RUSR, 0).unwrap()),
         ("device", |at| std::os::unix::fs::symlink("/dev/zero", at).unwrap()),
         ("socket", |at| drop(std::os::unix::net::UnixListener::bind(at).unwrap())),

@@ -262,7 +262,7 @@ fn uid_ranges_of_one_transaction_and_of_the_world_never_meet() {
     let mut last = None;
     for n in 0..3 {
         let uid_base = seat::free_uid_base(&world, &txn).unwrap();
-        assert!(uid_base >= seat::UID_FIRST && uid_base % model::limits::SANDBOX_UIDS == 0);
+        assert!(uid_base >= seat::UID_FIRST && uid_base.is_multiple_of(model::limits::SANDBOX_UIDS));
         assert!(last.is_none_or(|last| uid_base > last));
         last = Some(uid_base);
         txn.push(crate::ops::Change::Seat(Box::new(crate::world::SeatRecord {

@@ -74,7 +74,7 @@ pub fn enter_network(pin: &Path) -> io::Result<()> {
 
 /// Whether a pin holds a namespace: an empty file stands there before it is mounted over.
 pub fn is_namespace(pin: &Path) -> bool {
-    rustix::fs::statfs(pin).is_ok_and(|s| i64::from(s.f_type) == NSFS_MAGIC)
+    rustix::fs::statfs(pin).is_ok_and(|s| s.f_type == NSFS_MAGIC)
 }
 
 /// Raises the limit of open files as far as it goes.
