@@ -254,6 +254,10 @@ impl Hands {
         let end = |name, mac, index| End { name, mac, mtu: cable::INNER_MTU, index };
         let here = end(names::incoming(consumer), cable::INCOMING_MAC, Some(index));
         let there = end(names::outgoing(producer), cable::ROUTER_MAC, None);
+        // Control refuses such an endpoint. A plan that has one all the same may not end the host.
+        if consumer == producer {
+            return self.space_mut(&names::vpc_ns(producer)).lay(&here, &there, None);
+        }
         let name = names::vpc_ns(consumer);
         let mut peer = self.spaces.remove(&name).expect("entered above");
         let laid = self.space_mut(&names::vpc_ns(producer)).lay(&here, &there, Some(&mut peer));

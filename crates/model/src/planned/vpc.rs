@@ -116,7 +116,7 @@ pub struct Vip {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsumerEndpoint {
     pub address: Ipv4Addr,
-    /// The producer's VPC, never this one, when the connection forwards. None: packets to the address vanish, without RST or ICMP.
+    /// The producer's VPC when the connection forwards. None: packets to the address vanish, without RST or ICMP.
     pub producer: Option<NetworkId>,
     pub reach: Reach,
 }
