@@ -160,24 +160,7 @@ fn policy(control: &Control, call: &Call, caller: &Caller, resource: &str, verb:
         _ => ("resourcemanager.organizations.getIamPolicy", "resourcemanager.organizations.setIamPolicy"),
     };
     let target = Target { resource, place: Place::Hierarchy, get, set, denied: &|_| invisible() };
-    let body = call.json()?;
-    match verb {
-        "getIamPolicy" => {
-            policy::check_requested_version(&call.query, &body)?;
-            let world = control.read();
-            Ok(Reply::json(policy::render(&policies::get(control, &world, caller, target)?)))
-        }
-        "setIamPolicy" => {
-            let asked = policy::asked(&body)?;
-            let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, |_| Ok(()))?;
-            Ok(Reply::json(policy::render(&set)))
-        }
-        "testIamPermissions" => {
-            let asked = policy::tested(&body)?;
-            Ok(Reply::json(policy::held(&policies::test(&control.read(), caller, resource, &asked)?)))
-        }
-        _ => Err(error::unknown_method()),
-    }
+    policy::serve(control, call, caller, target, verb, |_| Ok(()))
 }
 
 fn list(control: &Control, call: &Call, caller: &Caller, shape: fn(&Project) -> Value) -> Answer {

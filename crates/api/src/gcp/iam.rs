@@ -5,7 +5,6 @@ use control::{
     kind::Need,
     ops::{Caller, Control},
     policies::{self, Target},
-    world::World,
 };
 use http::Method;
 use identity::{
@@ -139,9 +138,7 @@ fn policy(control: &Control, call: &Call, caller: &Caller, name: AccountName<'_>
     };
     let Some(resource) = found else {
         if verb == "testIamPermissions" {
-            let asked = policy::tested(&call.json()?)?;
-            let held = policies::test(&control.read(), caller, policies::NOWHERE, &asked)?;
-            return Ok(Reply::json(policy::held(&held)));
+            return policy::test(control, call, caller, policies::NOWHERE);
         }
         // Says whether it is missing or hidden, as every method on an account does.
         accounts::reach(control, &control.read(), caller, name, permission)?;
@@ -154,27 +151,11 @@ fn policy(control: &Control, call: &Call, caller: &Caller, name: AccountName<'_>
         set: "iam.serviceAccounts.setIamPolicy",
         denied: &|need: &Need| Fault::permission_denied(need.permission, &need.resource),
     };
-    let body = call.json()?;
-    match verb {
-        "getIamPolicy" => {
-            policy::check_requested_version(&call.query, &body)?;
-            Ok(Reply::json(policy::render(&policies::get(control, &control.read(), caller, target)?)))
-        }
-        "setIamPolicy" => {
-            let asked = policy::asked(&body)?;
-            let email = resource.rsplit('/').next().unwrap_or_default().to_owned();
-            let exists = |world: &World| match world.accounts.contains_key(&email) {
-                true => Ok(()),
-                false => Err(Fault::permission_denied(target.set, &resource)),
-            };
-            let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, exists)?;
-            Ok(Reply::json(policy::render(&set)))
-        }
-        _ => {
-            let asked = policy::tested(&body)?;
-            Ok(Reply::json(policy::held(&policies::test(&control.read(), caller, &resource, &asked)?)))
-        }
-    }
+    let email = resource.rsplit('/').next().unwrap_or_default();
+    policy::serve(control, call, caller, target, verb, |world| match world.accounts.contains_key(email) {
+        true => Ok(()),
+        false => Err(Fault::permission_denied(permission, &resource)),
+    })
 }
 
 fn create_key(control: &Control, caller: &Caller, name: AccountName<'_>, body: &Value) -> Answer {

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use identity::{permission::Permission, policy};
+use control::{
+    ops::{Caller, Control},
+    policies::{self, Target},
+    world::World,
+};
+use identity::policy;
 use model::{
     fault::Fault,
     iam::{Binding, Condition, Policy},
@@ -10,7 +15,49 @@ use model::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::call::Query;
+use crate::{
+    call::{Answer, Call, Query},
+    error,
+    reply::Reply,
+};
+
+/// Reads or sets the policy of a resource, or tests permissions on it. `exists` refuses a resource that is not there, to
+/// whoever may know it.
+pub fn serve(
+    control: &Control,
+    call: &Call,
+    caller: &Caller,
+    target: Target<'_>,
+    verb: &str,
+    exists: impl Fn(&World) -> Result<(), Fault>,
+) -> Answer {
+    let body = call.json()?;
+    match verb {
+        "getIamPolicy" => {
+            check_requested_version(&call.query, &body)?;
+            let world = control.read();
+            let found = policies::get(control, &world, caller, target)?;
+            exists(&world)?;
+            Ok(Reply::json(render(&found)))
+        }
+        "setIamPolicy" => {
+            let asked = asked(&body)?;
+            let set = policies::set(control, caller, target, &asked.bindings, &asked.etag, exists)?;
+            Ok(Reply::json(render(&set)))
+        }
+        "testIamPermissions" => test(control, call, caller, target.resource),
+        _ => Err(error::unknown_method()),
+    }
+}
+
+/// Which of the permissions that are asked about the caller holds on a resource.
+pub fn test(control: &Control, call: &Call, caller: &Caller, resource: &str) -> Answer {
+    let held = policies::test(&control.read(), caller, resource, &tested(&call.json()?)?)?;
+    if held.is_empty() {
+        return Ok(Reply::json(json!({})));
+    }
+    Ok(Reply::json(json!({"permissions": held.iter().map(|p| p.as_str()).collect::<Vec<_>>()})))
+}
 
 /// A `Policy`. One that was never set shows its etag only.
 pub fn render(policy: &Policy) -> Value {
@@ -111,16 +158,8 @@ pub fn check_requested_version(query: &Query, body: &Value) -> Result<(), Fault>
 }
 
 /// The body of `testIamPermissions`.
-pub fn tested(body: &Value) -> Result<Vec<String>, Fault> {
+fn tested(body: &Value) -> Result<Vec<String>, Fault> {
     let Some(list) = body.get("permissions") else { return Ok(Vec::new()) };
     serde_json::from_value(list.clone())
         .map_err(|_| Fault::invalid("Invalid value at 'permissions': a list of strings is expected."))
-}
-
-/// Its answer.
-pub fn held(permissions: &[Permission]) -> Value {
-    if permissions.is_empty() {
-        return json!({});
-    }
-    json!({"permissions": permissions.iter().map(|p| p.as_str()).collect::<Vec<_>>()})
 }

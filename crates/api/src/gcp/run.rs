@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use control::{
     ops::{Caller, Control},
-    policies,
     run::{Client, Outcome, RunOperation, View},
     world::{ServiceRecord, World},
 };
@@ -139,9 +138,7 @@ impl<'a> Asked<'a> {
                 Ok(Reply::json(policy::render(&self.client().set_policy(&key, &asked.bindings, &asked.etag)?)))
             }
             (&Method::POST, "testIamPermissions") => {
-                let asked = policy::tested(&body)?;
-                let held = policies::test(&self.control.read(), self.caller, &key.to_string(), &asked)?;
-                Ok(Reply::json(policy::held(&held)))
+                policy::test(self.control, self.call, self.caller, &key.to_string())
             }
             _ => Err(error::unknown_method()),
         }

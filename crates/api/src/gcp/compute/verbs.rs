@@ -3,7 +3,7 @@
 use control::{
     kind::{Need, Record},
     ops::{self, Caller, Control, Draft},
-    policies::{self, Target},
+    policies::Target,
     world::World,
 };
 use http::Method;
@@ -63,9 +63,12 @@ impl Visit<'_> {
                 None => Err(error::unknown_method()),
             },
             (&Method::POST, [name, "setLabels"]) => self.set_labels::<K>(&self.link::<K>(name)),
-            (&Method::GET, [name, "getIamPolicy"]) => self.get_policy::<K>(&self.link::<K>(name)),
-            (&Method::POST, [name, "setIamPolicy"]) => self.set_policy::<K>(&self.link::<K>(name)),
-            (&Method::POST, [name, "testIamPermissions"]) => self.test_policy(&self.link::<K>(name)),
+            (&Method::GET, [name, verb @ "getIamPolicy"]) | (&Method::POST, [name, verb @ "setIamPolicy"]) => {
+                self.policy::<K>(&self.link::<K>(name), verb)
+            }
+            (&Method::POST, [name, "testIamPermissions"]) => {
+                policy::test(self.control, self.call, self.caller, &self.link::<K>(name).to_string())
+            }
             (&Method::GET, [name, part]) => K::part(self, &self.link::<K>(name), part),
             (&Method::POST, [name, verb]) => K::verb(self, &self.link::<K>(name), verb),
             _ => Err(error::unknown_method()),
@@ -271,34 +274,13 @@ impl Visit<'_> {
 
     // ---- policies ----
 
-    fn target<'t>(&self, resource: &'t str, policy: Policies) -> Target<'t> {
+    fn policy<K: Wire>(&self, link: &Link, verb: &str) -> Answer {
+        let Some(Policies { get, set }) = K::POLICIES else { return Err(error::unknown_method()) };
+        let resource = &link.to_string();
         let denied = &|need: &Need| error::denied(Family::Compute, need.permission, &need.resource);
-        Target { resource, place: Place::Resource, get: policy.get, set: policy.set, denied }
-    }
-
-    fn get_policy<K: Wire>(&self, link: &Link) -> Answer {
-        let Some(policies) = K::POLICIES else { return Err(error::unknown_method()) };
-        let world = self.control.read();
-        let resource = link.to_string();
-        let found = policies::get(self.control, &world, self.caller, self.target(&resource, policies))?;
-        world.get::<K>(link).ok_or_else(|| K::absent(link))?;
-        Ok(Reply::json(policy::render(&found)))
-    }
-
-    fn set_policy<K: Wire>(&self, link: &Link) -> Answer {
-        let Some(policies) = K::POLICIES else { return Err(error::unknown_method()) };
-        let asked = policy::asked(&self.call.json()?)?;
-        let resource = link.to_string();
+        let target = Target { resource, place: Place::Resource, get, set, denied };
         let exists = |world: &World| world.get::<K>(link).map(drop).ok_or_else(|| K::absent(link));
-        let target = self.target(&resource, policies);
-        let set = policies::set(self.control, self.caller, target, &asked.bindings, &asked.etag, exists)?;
-        Ok(Reply::json(policy::render(&set)))
-    }
-
-    fn test_policy(&self, link: &Link) -> Answer {
-        let asked = policy::tested(&self.call.json()?)?;
-        let held = policies::test(&self.control.read(), self.caller, &link.to_string(), &asked)?;
-        Ok(Reply::json(policy::held(&held)))
+        policy::serve(self.control, self.call, self.caller, target, verb, exists)
     }
 }
 
