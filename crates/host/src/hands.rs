@@ -266,9 +266,6 @@ impl Hands {
                 let end = |name, mac| End { name, mac, mtu: u32::from(mtu), index: None };
                 let here = end(names::to_relay(), cable::ROUTER_MAC);
                 router.lay(&here, &end(names::to_vpc(), cable::RELAY_MAC), Some(&mut relay))?;
-                // A first packet that is lost is repeated after a second, and somebody waits for it.
-                relay.await_link(&names::to_vpc())?;
-                router.await_link(&names::to_relay())?;
             }
             let (routes, neighbours) = vpc::to_relay();
             router.requests(route_requests(router, &routes, &neighbours))?;

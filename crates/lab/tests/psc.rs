@@ -139,7 +139,7 @@ fn an_endpoint_that_does_not_forward_is_silent_and_nothing_reaches_the_producer(
     let edge = lab.capture(&names::vpc_ns(NetworkId(BANK)), &names::to_edge());
     let cable = lab.capture(&names::vpc_ns(NetworkId(SHOP)), &till.port());
     assert_eq!(till.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
-    assert!(cable.headers().iter().any(Headers::opens), "the VM did try");
+    until("the VM's try is seen", || cable.headers().iter().any(Headers::opens));
     assert!(cable.headers().iter().all(|h| h.src == v4("10.0.0.2")), "no RST and no ICMP came back");
     assert_eq!((edge.headers(), server.clients()), (vec![], vec![]));
 }
@@ -205,7 +205,7 @@ fn a_cut_endpoint_passes_no_further_byte_in_either_direction_and_others_live_on(
     assert!(matches!(silence, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{silence:?}");
     assert_eq!(tcp::ask(&mut streams[1], "and you?").unwrap(), "and you?");
 
-    assert!(cable.headers().iter().any(|h| h.payload_bytes > 0), "the VM did send");
+    until("what the VM sent is seen", || cable.headers().iter().any(|h| h.payload_bytes > 0));
     assert!(cable.headers().iter().all(|h| h.src == v4("10.0.0.2")), "nothing came back, no RST and no ICMP");
     assert!(edge.headers().iter().all(|h| h.src != v4("10.0.3.2") && h.dst != v4("10.0.3.2")));
 }
@@ -314,10 +314,9 @@ fn a_plan_without_translation_is_seen_on_the_wire_and_lets_nothing_through() {
     broken.tables[0].chains.get_mut("last").unwrap().rules.clear();
     lab.hands().realm(Realm::Vpc(network)).unwrap().converge(&broken).unwrap();
     assert_eq!(till.refused(ENDPOINT).kind(), io::ErrorKind::TimedOut);
-    assert!(
-        edge.headers().iter().any(|h| h.opens() && h.src == v4("10.0.0.2")),
-        "without it the consumer's address leaks"
-    );
+    until("without it the consumer's address leaks", || {
+        edge.headers().iter().any(|h| h.opens() && h.src == v4("10.0.0.2"))
+    });
 }
 
 #[test]

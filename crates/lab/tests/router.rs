@@ -64,6 +64,17 @@ fn without_rules_everything_may_leave_and_nothing_may_enter() {
 }
 
 #[test]
+fn the_first_packet_of_a_new_vm_arrives() {
+    let vms: Vec<(String, String)> = (2..42).map(|n| (format!("vm-{n}"), format!("10.1.0.{n}"))).collect();
+    let all: Vec<(&str, &str)> = vms.iter().map(|(name, address)| (&name[..], &address[..])).collect();
+    let mut lab = Lab::new();
+    apply(&mut lab, &plan::vpc(&all));
+    let server = lab.vm(NET, all[0].0, all[0].1).serve(80);
+    let lost = all[1..].iter().filter(|(name, address)| !reaches(&lab.vm(NET, name, address), "10.1.0.2:80")).count();
+    assert_eq!((lost, server.clients().len()), (0, 39), "a lost one is repeated later than this test waits");
+}
+
+#[test]
 fn the_first_rule_that_matches_decides() {
     let tcp_5432 = PlannedProtocol { protocol: 6, ports: vec![PortRange { first: 5000, last: 5999 }] };
     let mut plan = vpc();

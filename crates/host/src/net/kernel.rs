@@ -213,7 +213,8 @@ impl Space {
             Some(peer) => peer.raise(&far)?,
             None => self.raise(&far)?,
         }
-        self.raise(&near)
+        self.raise(&near)?;
+        peer.unwrap_or(self).await_link(&far.name)
     }
 
     fn numbered(&self, end: &End) -> Result<End, KernelError> {
@@ -243,8 +244,9 @@ impl Space {
         outcomes.collect::<Result<(), _>>().map_err(|e| self.wrap(e))
     }
 
-    /// Waits until packets pass the link, for as long as that takes on any sane machine.
-    pub fn await_link(&mut self, name: &IfName) -> Result<(), KernelError> {
+    /// Waits until packets pass the end that was up first, for as long as that takes on any sane machine: the kernel drops
+    /// what is sent into it before, and a first SYN that is lost costs its sender a second.
+    fn await_link(&mut self, name: &IfName) -> Result<(), KernelError> {
         let deadline = Instant::now() + LINK_MAX;
         while !route::passes(&mut self.route, name).map_err(|e| self.wrap(e))? && Instant::now() < deadline {
             std::thread::sleep(LINK_LOOK);
