@@ -154,7 +154,8 @@ fn run_program(program: &Program, count: &mut Count) -> bool {
     let Some(output) = child.stdout.take() else { return false };
     let (says, hears) = mpsc::channel();
     std::thread::spawn(move || {
-        BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| says.send(line))
+        let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
+        lines.map(|line| String::from_utf8_lossy(&line).into_owned()).try_for_each(|line| says.send(line))
     });
     let mut tested = false;
     loop {

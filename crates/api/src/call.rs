@@ -195,7 +195,7 @@ impl Call {
     /// The body as what a method takes.
     ///
     /// # Errors
-    /// 400 `parseError` as of [`Call::json`], 400 for a field that is not known or has a wrong type.
+    /// 400 `parseError` as of [`Call::json`], 400 for a field of a wrong type, and where `T` says so for one that is not known.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Fault> {
         serde_json::from_value(self.json()?)
             .map_err(|why| Fault::invalid(format!("Invalid JSON payload received. {why}")))

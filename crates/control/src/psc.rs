@@ -61,7 +61,7 @@ pub fn settle(
     }
     let mut free = free.into_iter().filter(|a| !released.contains(a)).collect::<Vec<_>>().into_iter();
     // Everybody gets a first address before anybody gets a second.
-    for many in 1..=usize::from(attachment.nats_per_endpoint) {
+    for many in 1..=attachment.nats_each() {
         for connection in out.iter_mut().filter(|c| is_accepted(c.status) && c.nats.len() < many) {
             connection.nats.extend(free.next());
         }
@@ -96,7 +96,7 @@ pub fn join(
 
 /// The status of a connection that has a place and these addresses.
 fn served(attachment: &ServiceAttachment, nats: &[Ipv4Addr]) -> ConnectionStatus {
-    match nats.len() < attachment.nats_per_endpoint.into() {
+    match nats.len() < attachment.nats_each() {
         true => ConnectionStatus::NeedsAttention,
         false => ConnectionStatus::Accepted,
     }
@@ -196,7 +196,7 @@ mod tests {
             accept: accept.iter().map(|(p, limit)| AcceptEntry { consumer: project(p), limit: *limit }).collect(),
             reject: reject.iter().map(|p| project(p)).collect(),
             reconcile: false,
-            nats_per_endpoint: 1,
+            nats_per_endpoint: None,
             domain: None,
             description: None,
         }
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn everybody_gets_a_first_nat_address_before_anybody_gets_a_second() {
         let mut a = attachment(AcceptAutomatic, &[], &[]);
-        a.nats_per_endpoint = 2;
+        a.nats_per_endpoint = Some(2);
         let all = vec![connection(1, "consumer", Accepted, Some(nat(9))), connection(2, "consumer", Pending, None)];
         let short = settle(&a, Reach::Waiting, all, [nat(2), nat(3)]);
         assert_eq!(nats(&short), [&[nat(9), nat(3)][..], &[nat(2)]]);
@@ -402,7 +402,7 @@ mod tests {
             for (accept, reject) in lists {
                 for there in 0..4_u64 {
                     let mut a = attachment(preference, accept, reject);
-                    a.nats_per_endpoint = each;
+                    a.nats_per_endpoint = Some(each);
                     let all = (1..=there).map(|n| connection(n, "consumer", Pending, None)).collect();
                     let settled = settle(&a, Reach::Waiting, all, (2..9).map(nat)).connections;
                     if settled.iter().any(|c| matches!(c.status, Pending | NeedsAttention)) {

@@ -19,7 +19,7 @@ use crate::{
     reply::Reply,
 };
 
-const PAGES: Paging = Paging { size: "maxResults", default: 100, max: 100, order: Order::AsGiven };
+const PAGES: Paging = Paging { size: "maxResults", default: 100, max: 100, order: Order::ByKey };
 
 pub(super) fn route(cloud: &Cloud, call: &Call) -> Answer {
     let caller = cloud.caller(call, "google.cloud.dns.v1")?;
@@ -68,8 +68,11 @@ fn find(all: Vec<Namespace>, name: &str) -> Result<(Namespace, Zone), Fault> {
 
 /// The items are there even when there are none.
 fn list(call: &Call, kind: &str, field: &str, items: Vec<Value>) -> Answer {
-    // Record sets of one name differ in their type.
-    let key = |item: &Value| ["name", "type"].map(|field| item[field].as_str().unwrap_or_default()).join("/");
+    // Record sets of one name differ in their type; those of the zone itself come first.
+    let key = |item: &Value| {
+        let [name, kind] = ["name", "type"].map(|field| item[field].as_str().unwrap_or_default());
+        format!("{}/{name}/{kind}", u8::from(!matches!(kind, "SOA" | "NS")))
+    };
     let (items, next) = PAGES.page(&call.query, items.into_iter().map(|item| (key(&item), item)).collect())?;
     let mut shown = json!({"kind": kind, field: items});
     if let Some(token) = next {

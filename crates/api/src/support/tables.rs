@@ -189,7 +189,7 @@ const SERVICE_ATTACHMENT: Rows = &[
     ("consumerRejectLists", Effective),
     ("reconcileConnections", Effective),
     ("domainNames", Effective),
-    ("natIpsPerEndpoint", Effective),
+    ("natIpsPerEndpoint", Within("only 1 and 2 are, and the number is never lowered")),
     (
         "enableProxyProtocol",
         Only(&["false"], "an attachment leads to an Application Load Balancer, which takes no PROXY protocol"),

@@ -442,6 +442,36 @@ fn a_second_nat_address_for_each_endpoint_is_promised_only_where_there_is_one_an
 }
 
 #[test]
+fn who_is_let_in_by_the_change_that_promises_second_addresses_counts_too() {
+    let cloud = Cloud::new();
+    let r = |path: &str| format!("producer-1/regions/{R}/{path}");
+    cloud.producer(json!({"consumerAcceptLists": accept("consumer-1", 2)}));
+    cloud.make(
+        &r("subnetworks"),
+        json!({
+            "name": "nat-small", "ipCidrRange": "10.9.0.0/29", "purpose": "PRIVATE_SERVICE_CONNECT",
+            "network": shown("producer-1/global/networks/pv"),
+        }),
+    );
+    cloud.edit(ATTACHMENT, json!({"natSubnets": [shown(&r("subnetworks/nat-small"))], "natIpsPerEndpoint": 1}));
+    assert_eq!(cloud.get(ATTACHMENT)["natIpsPerEndpoint"], 1, "as it was written");
+    cloud.consumer("consumer-1");
+    let all = ["a", "b", "c", "d"];
+    all.iter().for_each(|name| drop(cloud.endpoint("consumer-1", name)));
+    let statuses = || all.map(|name| status(&cloud, "consumer-1", name));
+    assert_eq!(statuses(), ["ACCEPTED", "ACCEPTED", "PENDING", "PENDING"]);
+    let both = json!({
+        "fingerprint": cloud.get(ATTACHMENT)["fingerprint"],
+        "natIpsPerEndpoint": 2, "consumerAcceptLists": accept("consumer-1", 4),
+    });
+    let (code, _, why) = cloud.refused(Method::PATCH, ATTACHMENT, both);
+    assert!(code == 400 && why.starts_with("Insufficient IPv4 capacity"), "{code} {why}");
+    assert_eq!(statuses(), ["ACCEPTED", "ACCEPTED", "PENDING", "PENDING"], "nothing has changed");
+    cloud.edit(ATTACHMENT, json!({"natIpsPerEndpoint": 2}));
+    assert_eq!(["a", "b"].map(|name| nats(&cloud, name).len()), [2, 2]);
+}
+
+#[test]
 fn endpoints_made_at_once_never_pass_a_limit_or_share_a_nat_address() {
     let cloud = std::sync::Arc::new(Cloud::new());
     cloud.producer(json!({"consumerAcceptLists": accept("consumer-1", 10)}));

@@ -160,7 +160,7 @@ fn market(domain: Option<&str>) -> Market {
         accept: vec![],
         reject: vec![],
         reconcile: true,
-        nats_per_endpoint: 1,
+        nats_per_endpoint: None,
         domain: domain.map(str::to_owned),
         description: None,
     };

@@ -1,7 +1,11 @@
 //! Service attachments, and the settling of their connections. The decision is [`crate::psc::settle`]'s; here it gets
 //! the free NAT addresses and its outcome becomes changes of the store.
 
-use std::{collections::BTreeSet, iter, mem, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter, mem,
+    net::Ipv4Addr,
+};
 
 use model::{
     cidr::Cidr,
@@ -62,12 +66,12 @@ impl Kind for ServiceAttachment {
             }
         }
         let field = "natIpsPerEndpoint";
-        if !(1..=2).contains(&self.nats_per_endpoint) {
-            return Err(Fault::invalid_value(field, &self.nats_per_endpoint.to_string(), "It must be 1 or 2."));
+        if !(1..=2).contains(&self.nats_each()) {
+            return Err(Fault::invalid_value(field, &self.nats_each().to_string(), "It must be 1 or 2."));
         }
-        if old.is_some_and(|old| old.nats_per_endpoint > self.nats_per_endpoint) {
+        if old.is_some_and(|old| old.nats_each() > self.nats_each()) {
             let why = "The number of NAT IP addresses per endpoint can only be increased.";
-            return Err(Fault::invalid_value(field, &self.nats_per_endpoint.to_string(), why));
+            return Err(Fault::invalid_value(field, &self.nats_each().to_string(), why));
         }
         if let Some(domain) = &self.domain
             && let Some(why) = domain_fault(domain)
@@ -87,10 +91,12 @@ impl Kind for ServiceAttachment {
         }
         let Some(old) = old else { return directory::psc::admit_domain(record, world) };
         keep_used_subnets(record, old, world)?;
-        find_more_addresses(record, old, world, txn.steady)?;
         if record.spec != old.spec {
             let reach = if record.spec.reconcile { Reach::Decided } else { Reach::Waiting };
             Round::new(record, reach).settle(world, txn);
+        }
+        if record.spec.nats_each() > old.spec.nats_each() {
+            find_more_addresses(record, world, txn)?;
         }
         Ok(())
     }
@@ -232,22 +238,16 @@ fn keep_used_subnets(
     Ok(())
 }
 
-/// More NAT addresses for each connection are promised only where there are as many.
-fn find_more_addresses(
-    record: &Record<ServiceAttachment>,
-    old: &Record<ServiceAttachment>,
-    world: &World,
-    now: Timestamp,
-) -> Result<(), Fault> {
-    let each = usize::from(record.spec.nats_per_endpoint);
-    if each <= usize::from(old.spec.nats_per_endpoint) {
-        return Ok(());
-    }
-    let with_place = || connections(record, world).filter(|c| c.connection.status.has_place());
-    let missing: usize = with_place().map(|c| each.saturating_sub(c.connection.nats.len())).sum();
-    let Some(network) = with_place().next().map(|c| c.producer_network) else { return Ok(()) };
-    let free = Round::new(record, Reach::Waiting).free_addresses(network, missing, world, now);
-    if free.len() < missing {
+/// More NAT addresses for each connection are promised only where all that have a place get theirs.
+fn find_more_addresses(record: &Record<ServiceAttachment>, world: &World, txn: &Txn) -> Result<(), Fault> {
+    let settled = txn.changes().iter().filter_map(|change| match change {
+        Change::Connection(c) => Some((c.connection.endpoint, c.connection.status)),
+        _ => None,
+    });
+    let settled: BTreeMap<EndpointId, ConnectionStatus> = settled.collect();
+    let mut all =
+        connections(record, world).map(|c| *settled.get(&c.connection.endpoint).unwrap_or(&c.connection.status));
+    if all.any(|status| status == ConnectionStatus::NeedsAttention) {
         let why = "Insufficient IPv4 capacity on NAT subnetworks for the requested Service Attachment update";
         return Err(Fault::new(Code::InvalidArgument, "invalid", why));
     }
@@ -301,7 +301,7 @@ impl<'a> Round<'a> {
             .collect();
         let Some(network) = before.first().map(|c| c.producer_network) else { return };
         lift_quarantine(network, world, txn);
-        let most = before.len() * usize::from(self.attachment.spec.nats_per_endpoint);
+        let most = before.len() * self.attachment.spec.nats_each();
         let free = self.free_addresses(network, most, world, txn.steady);
         let asked = before.iter().map(|c| c.connection.clone()).collect();
         let policy = self.policy(world);
@@ -334,7 +334,7 @@ impl<'a> Round<'a> {
         let Some(mut joining) = self.joining else { return };
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|l| world.get::<vpc::Subnetwork>(l));
         let free = ranges.flat_map(|s| free_of(s.spec.range, joining.producer_network, world));
-        let free = free.take(self.attachment.spec.nats_per_endpoint.into()).collect();
+        let free = free.take(self.attachment.spec.nats_each()).collect();
         let taken = |consumer: &Consumer| world.connections.taken(self.attachment.id, consumer);
         let permits = |c: &Connection| policy.permits(world, &c.rule.project);
         joining.connection = psc::join(&self.attachment.spec, &permits, joining.connection, taken, free);

@@ -317,7 +317,7 @@ fn a_psc_backend_is_one_of_its_kind_over_plain_http() {
         nat_subnets: vec![nat],
         accept: vec![],
         reject: vec![],
-        nats_per_endpoint: 1,
+        nats_per_endpoint: None,
         domain: None,
         reconcile: false,
         description: None,

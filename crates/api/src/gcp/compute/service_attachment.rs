@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     verbs::Policies,
-    wire::{Fields, Json, Level, Lock, Wire, parse_link},
+    wire::{Fields, Json, Level, Lock, Wire, parse_link, put_some},
 };
 use crate::{call::Query, schema};
 
@@ -48,7 +48,7 @@ impl Wire for ServiceAttachment {
             accept: fields.objects("consumerAcceptLists")?.iter().map(read_entry).collect::<Result<_, _>>()?,
             reject: reject.collect::<Result<_, _>>()?,
             reconcile: fields.flag("reconcileConnections")?.unwrap_or(false),
-            nats_per_endpoint: fields.number("natIpsPerEndpoint")?.unwrap_or(1),
+            nats_per_endpoint: fields.number("natIpsPerEndpoint")?,
             domain: read_domain(fields)?,
             description: fields.written("description"),
         })
@@ -70,9 +70,7 @@ impl Wire for ServiceAttachment {
         }
         out.insert("enableProxyProtocol".into(), false.into());
         out.insert("reconcileConnections".into(), spec.reconcile.into());
-        if spec.nats_per_endpoint > 1 {
-            out.insert("natIpsPerEndpoint".into(), spec.nats_per_endpoint.into());
-        }
+        put_some(out, "natIpsPerEndpoint", spec.nats_per_endpoint);
         if let Some(domain) = &spec.domain {
             out.insert("domainNames".into(), json!([domain]));
         }
