@@ -119,7 +119,8 @@ fn search(program: &Path, target: &str, minutes: u64) -> bool {
     command.status().is_ok_and(|s| s.success())
 }
 
-/// Makes the corpus anew of the fewest inputs that reach everything, as far as there is room.
+/// Adds to the corpus the fewest inputs that reach everything, the shortest first, as far as there is room. What is kept
+/// already stays: most of it was written by hand, and says more to a reader.
 fn keep_best(program: &Path, target: &str) {
     let (best, corpus) = (work("best", target), root().join("fuzz/corpus").join(target));
     let _ = fs::remove_dir_all(&best);
@@ -131,27 +132,24 @@ fn keep_best(program: &Path, target: &str) {
     if !command.status().is_ok_and(|s| s.success()) {
         return eprintln!("{target}: its inputs could not be merged; the corpus stays as it is");
     }
-    let mut inputs: Vec<(u64, PathBuf)> = fs::read_dir(&best)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| Some((entry.metadata().ok()?.len(), entry.path())))
-        .collect();
+    let files = |dir: &Path| -> Vec<(u64, PathBuf)> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some((entry.metadata().ok()?.len(), entry.path()))).collect()
+    };
+    let there = files(&corpus);
+    let mut inputs = files(&best);
     inputs.sort();
-    let mut room = KEPT_BYTES_MAX;
+    let mut room = KEPT_BYTES_MAX.saturating_sub(there.iter().map(|(len, _)| len).sum());
     let fits = |(len, _): &(u64, PathBuf)| {
         let fits = *len <= room;
         room = room.saturating_sub(*len);
         fits
     };
-    let kept: Vec<(u64, PathBuf)> = inputs.into_iter().take_while(fits).take(KEPT_INPUTS_MAX).collect();
-    let _ = fs::remove_dir_all(&corpus);
-    let copied = fs::create_dir_all(&corpus).and_then(|()| {
-        kept.iter()
-            .try_for_each(|(_, input)| fs::copy(input, corpus.join(input.file_name().unwrap_or_default())).map(drop))
-    });
-    match copied {
-        Ok(()) => println!("{target}: {} inputs are kept", kept.len()),
+    let more = KEPT_INPUTS_MAX.saturating_sub(there.len());
+    let kept: Vec<(u64, PathBuf)> = inputs.into_iter().take_while(fits).take(more).collect();
+    let copy = |(_, input): &(u64, PathBuf)| fs::copy(input, corpus.join(input.file_name().unwrap_or_default()));
+    match kept.iter().try_for_each(|input| copy(input).map(drop)) {
+        Ok(()) => println!("{target}: {} inputs are kept beside {}", kept.len(), there.len()),
         Err(error) => eprintln!("{}: {error}", corpus.display()),
     }
 }
