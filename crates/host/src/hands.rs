@@ -132,13 +132,14 @@ impl Hands {
         let space = self.realm(*realm)?;
         // A cable of an earlier incarnation: its namespace may take a while to go.
         space.cut(&router.name)?;
-        space.lay(router, end, Some(&mut inside))?;
+        space.plug(router, end, Some(&mut inside))?;
         space.requests(route_requests(space, router_routes, router_neighbours))?;
         let index = inside.links().index(&end.name).unwrap_or(LOOPBACK);
         let mut requests = vec![("take lo up".to_owned(), route::up(LOOPBACK))];
         requests.extend(addresses.iter().map(|a| (format!("give address {a}"), route::add_address(index, *a))));
         requests.extend(route_requests(&inside, &plan.workload_routes, &plan.workload_neighbours));
         inside.requests(requests)?;
+        inside.await_link(&end.name)?;
         self.messages_elsewhere += inside.messages_sent();
         Ok(())
     }

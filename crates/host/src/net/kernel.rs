@@ -39,7 +39,7 @@ pub enum KernelError {
 
 /// How long a new link may take until packets pass it, and how often it is looked at meanwhile.
 const LINK_MAX: Duration = Duration::from_millis(500);
-const LINK_LOOK: Duration = Duration::from_micros(500);
+const LINK_LOOK: Duration = Duration::from_micros(50);
 
 /// A namespace with sockets inside it.
 #[derive(Debug)]
@@ -200,6 +200,12 @@ impl Space {
     /// Both ends have numbers of our choice, so that nothing need be asked for. Source: drivers/net/veth.c obeys the far
     /// end's when the near end's is given.
     pub fn lay(&mut self, here: &End, there: &End, mut peer: Option<&mut Space>) -> Result<(), KernelError> {
+        self.plug(here, there, peer.as_deref_mut())?;
+        peer.unwrap_or(self).await_link(&there.name)
+    }
+
+    /// [`Space::lay`] for who has more to do before anybody sends: the end that is there is still to be awaited.
+    pub fn plug(&mut self, here: &End, there: &End, mut peer: Option<&mut Space>) -> Result<(), KernelError> {
         let what = format!("lay {} to {}", here.name, there.name);
         let near = self.numbered(here)?;
         self.links.insert(near.name.clone(), near.index.unwrap_or_default());
@@ -213,8 +219,7 @@ impl Space {
             Some(peer) => peer.raise(&far)?,
             None => self.raise(&far)?,
         }
-        self.raise(&near)?;
-        peer.unwrap_or(self).await_link(&far.name)
+        self.raise(&near)
     }
 
     fn numbered(&self, end: &End) -> Result<End, KernelError> {
@@ -246,7 +251,7 @@ impl Space {
 
     /// Waits until packets pass the end that was up first, for as long as that takes on any sane machine: the kernel drops
     /// what is sent into it before, and a first SYN that is lost costs its sender a second.
-    fn await_link(&mut self, name: &IfName) -> Result<(), KernelError> {
+    pub fn await_link(&mut self, name: &IfName) -> Result<(), KernelError> {
         let deadline = Instant::now() + LINK_MAX;
         while !route::passes(&mut self.route, name).map_err(|e| self.wrap(e))? && Instant::now() < deadline {
             std::thread::sleep(LINK_LOOK);
