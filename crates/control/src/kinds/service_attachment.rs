@@ -1,11 +1,7 @@
 //! Service attachments, and the settling of their connections. The decision is [`crate::psc::settle`]'s; here it gets
 //! the free NAT addresses and its outcome becomes changes of the store.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    iter, mem,
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeSet, iter, mem, net::Ipv4Addr};
 
 use model::{
     cidr::Cidr,
@@ -93,10 +89,12 @@ impl Kind for ServiceAttachment {
         keep_used_subnets(record, old, world)?;
         if record.spec != old.spec {
             let reach = if record.spec.reconcile { Reach::Decided } else { Reach::Waiting };
-            Round::new(record, reach).settle(world, txn);
-        }
-        if record.spec.nats_each() > old.spec.nats_each() {
-            find_more_addresses(record, world, txn)?;
+            let all_served = Round::new(record, reach).settle(world, txn);
+            // More addresses for each connection are promised only where all that have a place get theirs.
+            if !all_served && record.spec.nats_each() > old.spec.nats_each() {
+                let why = "Insufficient IPv4 capacity on NAT subnetworks for the requested Service Attachment update";
+                return Err(Fault::new(Code::InvalidArgument, "invalid", why));
+            }
         }
         Ok(())
     }
@@ -238,22 +236,6 @@ fn keep_used_subnets(
     Ok(())
 }
 
-/// More NAT addresses for each connection are promised only where all that have a place get theirs.
-fn find_more_addresses(record: &Record<ServiceAttachment>, world: &World, txn: &Txn) -> Result<(), Fault> {
-    let settled = txn.changes().iter().filter_map(|change| match change {
-        Change::Connection(c) => Some((c.connection.endpoint, c.connection.status)),
-        _ => None,
-    });
-    let settled: BTreeMap<EndpointId, ConnectionStatus> = settled.collect();
-    let mut all =
-        connections(record, world).map(|c| *settled.get(&c.connection.endpoint).unwrap_or(&c.connection.status));
-    if all.any(|status| status == ConnectionStatus::NeedsAttention) {
-        let why = "Insufficient IPv4 capacity on NAT subnetworks for the requested Service Attachment update";
-        return Err(Fault::new(Code::InvalidArgument, "invalid", why));
-    }
-    Ok(())
-}
-
 /// The VPC of the attachment's target.
 pub(crate) fn network_of(attachment: &Record<ServiceAttachment>, world: &World) -> Result<NetworkId, Fault> {
     let target = &attachment.spec.target;
@@ -290,7 +272,8 @@ impl<'a> Round<'a> {
         Round { attachment, reach, joining: None, leaving: None, resized: None }
     }
 
-    pub(crate) fn settle(self, world: &World, txn: &mut Txn) {
+    /// Whether everybody whom it looked at and who has a place has all NAT addresses that the attachment promises.
+    pub(crate) fn settle(self, world: &World, txn: &mut Txn) -> bool {
         if self.concerns_nobody_else(world, txn.steady) {
             return self.settle_one(world, txn);
         }
@@ -299,7 +282,7 @@ impl<'a> Round<'a> {
             .chain(&self.joining)
             .cloned()
             .collect();
-        let Some(network) = before.first().map(|c| c.producer_network) else { return };
+        let Some(network) = before.first().map(|c| c.producer_network) else { return true };
         lift_quarantine(network, world, txn);
         let most = before.len() * self.attachment.spec.nats_each();
         let free = self.free_addresses(network, most, world, txn.steady);
@@ -310,6 +293,7 @@ impl<'a> Round<'a> {
         for address in settled.released {
             quarantine(network, address, txn);
         }
+        let all_served = settled.connections.iter().all(is_served);
         for (connection, after) in before.iter_mut().zip(settled.connections) {
             let is_new = self.joining.as_ref().is_some_and(|j| j.connection.endpoint == after.endpoint);
             if is_new || connection.connection != after {
@@ -317,6 +301,7 @@ impl<'a> Round<'a> {
                 txn.push(Change::Connection(Box::new(connection.clone())));
             }
         }
+        all_served
     }
 
     /// One comes or goes, nobody waits for a place or an address, and none has just fallen free: then nothing changes for
@@ -329,16 +314,18 @@ impl<'a> Round<'a> {
             && world.quarantine.over(now).next().is_none()
     }
 
-    fn settle_one(self, world: &World, txn: &mut Txn) {
+    fn settle_one(self, world: &World, txn: &mut Txn) -> bool {
         let policy = self.policy(world);
-        let Some(mut joining) = self.joining else { return };
+        let Some(mut joining) = self.joining else { return true };
         let ranges = self.attachment.spec.nat_subnets.iter().filter_map(|l| world.get::<vpc::Subnetwork>(l));
         let free = ranges.flat_map(|s| free_of(s.spec.range, joining.producer_network, world));
         let free = free.take(self.attachment.spec.nats_each()).collect();
         let taken = |consumer: &Consumer| world.connections.taken(self.attachment.id, consumer);
         let permits = |c: &Connection| policy.permits(world, &c.rule.project);
         joining.connection = psc::join(&self.attachment.spec, &permits, joining.connection, taken, free);
+        let all_served = is_served(&joining.connection);
         txn.push(Change::Connection(Box::new(joining)));
+        all_served
     }
 
     fn policy(&self, world: &World) -> Effective {
@@ -359,6 +346,10 @@ impl<'a> Round<'a> {
         let addresses = ranges.flat_map(|range| range.usable());
         addresses.filter(|a| !used.contains(a) && !quarantined(a)).take(most).collect()
     }
+}
+
+fn is_served(connection: &Connection) -> bool {
+    connection.status != ConnectionStatus::NeedsAttention
 }
 
 /// The addresses of the range that are neither held nor in quarantine, lowest first.
